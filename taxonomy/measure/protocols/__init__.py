@@ -1,0 +1,1 @@
+"""One protocol a kind; the module's name is the kind's."""
