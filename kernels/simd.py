@@ -1,0 +1,292 @@
+"""Vectors and register tiles for numba: what a compiler cannot find in plain loops, a kernel says itself.
+
+A *vector* is `lanes` numbers in one register; a *tile* is `rows` x `columns` vectors that stay in registers while a
+loop runs over them. Tiles carry every micro-kernel of the house, since matrix product, sparse product and convolution
+all repeat one step, the rank-one update of a tile (Goto and van de Geijn, 2008, section 4):
+
+    C[r, v] <- C[r, v] + a[r] * B[v]          one fused multiply-add each, r < rows, v < columns
+
+The functions are called inside `@njit`. An array argument comes with the index of its first element, counted in
+elements of its C-contiguous memory; nothing checks bounds. Numbers are float32 or float64; an array of uint16 holds
+bfloat16 codes, which are widened to float32 as they are loaded, since a bfloat16 is the upper half of a float32.
+`lanes`, `rows` and `columns` are constants of the compiled function: literals, globals or closure variables.
+
+Examples
+--------
+>>> import numpy as np
+>>> from numba import njit
+>>> @njit
+... def axpy(a, x, y):
+...     for i in range(0, x.size, 8):
+...         store(fma(broadcast(a, 8), load(x, i, 8), load(y, i, 8)), y, i)
+>>> x, y = np.arange(16, dtype=np.float32), np.ones(16, np.float32)
+>>> axpy(np.float32(2), x, y)
+>>> y[:4], y[-1]
+(array([1., 3., 5., 7.], dtype=float32), np.float32(31.0))
+"""
+
+from __future__ import annotations
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.core.datamodel import PrimitiveModel
+from numba.extending import intrinsic, register_model
+
+__all__ = [
+    "LANES",
+    "broadcast",
+    "fma",
+    "host_lanes",
+    "load",
+    "store",
+    "tile_fma",
+    "tile_load",
+    "tile_store",
+    "tile_zero",
+    "total",
+    "zero",
+]
+
+
+def host_lanes() -> int:
+    """Float32 numbers in the widest vector register of this machine: 16 with AVX-512, 8 with AVX2, else 4."""
+    features = llvm.get_host_cpu_features()
+    return 16 if features.get("avx512f") else 8 if features.get("avx2") and features.get("fma") else 4
+
+
+LANES = host_lanes()
+
+
+class Vector(types.Type):
+    """The numba type of `lanes` numbers of type `dtype`."""
+
+    def __init__(self, dtype: types.Float, lanes: int):
+        self.dtype, self.lanes = dtype, lanes
+        super().__init__(f"Vector({dtype}, {lanes})")
+
+
+class Tile(types.Type):
+    """The numba type of `rows` x `columns` vectors."""
+
+    def __init__(self, vector: Vector, rows: int, columns: int):
+        self.vector, self.rows, self.columns = vector, rows, columns
+        super().__init__(f"Tile({vector}, {rows}, {columns})")
+
+
+def _number(dtype):
+    return ir.DoubleType() if dtype is types.float64 else ir.FloatType()
+
+
+def _registers(vector: Vector):
+    return ir.VectorType(_number(vector.dtype), vector.lanes)
+
+
+@register_model(Vector)
+class _VectorModel(PrimitiveModel):
+    def __init__(self, manager, kind):
+        super().__init__(manager, kind, _registers(kind))
+
+
+@register_model(Tile)
+class _TileModel(PrimitiveModel):
+    def __init__(self, manager, kind):
+        super().__init__(manager, kind, ir.ArrayType(_registers(kind.vector), kind.rows * kind.columns))
+
+
+# --- what the intrinsics are made of -------------------------------------------------------------------------------
+
+
+def _loaded(array: types.Array, lanes: int) -> Vector:
+    """The type of a vector loaded from an array."""
+    return Vector(types.float64 if array.dtype is types.float64 else types.float32, lanes)
+
+
+def _pointer(context, builder, array, value, index, offset=0):
+    """The address of element `index + offset` of an array, the offset known as the code is made."""
+    data = context.make_array(array)(context, builder, value).data
+    return builder.gep(builder.gep(data, [index]), [ir.Constant(ir.IntType(64), offset)])
+
+
+def _load(builder, array, pointer, lanes):
+    """A vector (or, without lanes, a number) from memory; bfloat16 codes are widened."""
+
+    def shaped(number):
+        return ir.VectorType(number, lanes) if lanes else number
+
+    size = array.dtype.bitwidth // 8
+    if array.dtype is not types.uint16:
+        return builder.load(builder.bitcast(pointer, shaped(_number(array.dtype)).as_pointer()), align=size)
+    codes = builder.load(builder.bitcast(pointer, shaped(ir.IntType(16)).as_pointer()), align=size)
+    wide = builder.zext(codes, shaped(ir.IntType(32)))
+    sixteen = ir.Constant(ir.IntType(32), 16) if not lanes else ir.Constant(wide.type, [16] * lanes)
+    return builder.bitcast(builder.shl(wide, sixteen), shaped(ir.FloatType()))
+
+
+def _store(builder, vector, pointer):
+    align = 8 if isinstance(vector.type.element, ir.DoubleType) else 4
+    builder.store(vector, builder.bitcast(pointer, vector.type.as_pointer()), align=align)
+
+
+def _spread(builder, number, lanes):
+    """A vector that repeats one number."""
+    empty = ir.Constant(ir.VectorType(number.type, lanes), ir.Undefined)
+    first = builder.insert_element(empty, number, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes))
+
+
+def _zero(vector: Vector):
+    return ir.Constant(_registers(vector), [0.0] * vector.lanes)
+
+
+def _fma(builder, a, b, c):
+    number = "f64" if isinstance(a.type.element, ir.DoubleType) else "f32"
+    signature = ir.FunctionType(a.type, [a.type] * 3)
+    name = f"llvm.fma.v{a.type.count}{number}"
+    return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), [a, b, c])
+
+
+def _is_array(*arrays):
+    numbers = (types.float32, types.float64, types.uint16)
+    return all(isinstance(array, types.Array) and array.dtype in numbers for array in arrays)
+
+
+# --- vectors -------------------------------------------------------------------------------------------------------
+
+
+@intrinsic(prefer_literal=True)
+def zero(typingctx, lanes):
+    """`zero(lanes)`: a vector of float32 zeros."""
+    vector = Vector(types.float32, lanes.literal_value)
+    return vector(lanes), lambda context, builder, sig, args: _zero(vector)
+
+
+@intrinsic(prefer_literal=True)
+def broadcast(typingctx, number, lanes):
+    """`broadcast(number, lanes)`: a vector that repeats a float32 or float64."""
+    if number not in (types.float32, types.float64):
+        return None
+    vector = Vector(number, lanes.literal_value)
+    return vector(number, lanes), lambda context, builder, sig, args: _spread(builder, args[0], vector.lanes)
+
+
+@intrinsic(prefer_literal=True)
+def load(typingctx, array, index, lanes):
+    """`load(array, index, lanes)`: the vector that starts at an element of an array."""
+    if not _is_array(array):
+        return None
+
+    def build(context, builder, sig, args):
+        return _load(builder, array, _pointer(context, builder, array, args[0], args[1]), lanes.literal_value)
+
+    return _loaded(array, lanes.literal_value)(array, types.intp, lanes), build
+
+
+@intrinsic
+def store(typingctx, vector, array, index):
+    """`store(vector, array, index)`: write a vector from an element of an array on."""
+    if not isinstance(vector, Vector) or not isinstance(array, types.Array) or array.dtype is not vector.dtype:
+        return None
+
+    def build(context, builder, sig, args):
+        _store(builder, args[0], _pointer(context, builder, array, args[1], args[2]))
+        return context.get_dummy_value()
+
+    return types.void(vector, array, types.intp), build
+
+
+@intrinsic
+def fma(typingctx, a, b, c):
+    """`fma(a, b, c)`: a * b + c lane by lane, rounded once."""
+    if not isinstance(a, Vector) or not a == b == c:
+        return None
+    return a(a, b, c), lambda context, builder, sig, args: _fma(builder, *args)
+
+
+@intrinsic
+def total(typingctx, vector):
+    """`total(vector)`: the sum of a vector's lanes, added pairwise."""
+    if not isinstance(vector, Vector):
+        return None
+
+    def build(context, builder, sig, args):
+        part, lanes = args[0], vector.lanes
+        while lanes > 1:
+            lanes //= 2
+            picks = ([*range(lanes)], [*range(lanes, 2 * lanes)])
+            halves = (ir.Constant(ir.VectorType(ir.IntType(32), lanes), pick) for pick in picks)
+            part = builder.fadd(*(builder.shuffle_vector(part, part, half) for half in halves))
+        return builder.extract_element(part, ir.Constant(ir.IntType(32), 0))
+
+    return vector.dtype(vector), build
+
+
+# --- tiles ---------------------------------------------------------------------------------------------------------
+
+
+@intrinsic(prefer_literal=True)
+def tile_zero(typingctx, rows, columns, lanes):
+    """`tile_zero(rows, columns, lanes)`: a tile of float32 zeros."""
+    tile = Tile(Vector(types.float32, lanes.literal_value), rows.literal_value, columns.literal_value)
+
+    def build(context, builder, sig, args):
+        return ir.Constant(context.get_value_type(tile), [_zero(tile.vector)] * (tile.rows * tile.columns))
+
+    return tile(rows, columns, lanes), build
+
+
+@intrinsic(prefer_literal=True)
+def tile_load(typingctx, array, index, step, rows, columns, lanes):
+    """`tile_load(array, index, step, rows, columns, lanes)`: row r of the tile starts at element index + r * step."""
+    if not _is_array(array):
+        return None
+    tile = Tile(_loaded(array, lanes.literal_value), rows.literal_value, columns.literal_value)
+
+    def build(context, builder, sig, args):
+        value = ir.Constant(context.get_value_type(tile), ir.Undefined)
+        for r in range(tile.rows):
+            row = builder.mul(args[2], ir.Constant(args[2].type, r))
+            for v in range(tile.columns):
+                at = builder.gep(_pointer(context, builder, array, args[0], args[1], v * tile.vector.lanes), [row])
+                value = builder.insert_value(value, _load(builder, array, at, tile.vector.lanes), r * tile.columns + v)
+        return value
+
+    return tile(array, types.intp, types.intp, rows, columns, lanes), build
+
+
+@intrinsic
+def tile_store(typingctx, tile, array, index, step):
+    """`tile_store(tile, array, index, step)`: write row r of the tile from element index + r * step on."""
+    if not isinstance(tile, Tile) or not isinstance(array, types.Array) or array.dtype is not tile.vector.dtype:
+        return None
+
+    def build(context, builder, sig, args):
+        for r in range(tile.rows):
+            row = builder.mul(args[3], ir.Constant(args[3].type, r))
+            for v in range(tile.columns):
+                at = builder.gep(_pointer(context, builder, array, args[1], args[2], v * tile.vector.lanes), [row])
+                _store(builder, builder.extract_value(args[0], r * tile.columns + v), at)
+        return context.get_dummy_value()
+
+    return types.void(tile, array, types.intp, types.intp), build
+
+
+@intrinsic
+def tile_fma(typingctx, tile, a, i, step, b, j):
+    """`tile_fma(tile, a, i, step, b, j)`: add the outer product of a[i + r * step], r < rows, and the row of b at j."""
+    if not isinstance(tile, Tile) or not _is_array(a, b):
+        return None
+
+    def build(context, builder, sig, args):
+        value, a_value, i, step, b_value, j = args
+        lanes, columns = tile.vector.lanes, range(tile.columns)
+        row = [_load(builder, b, _pointer(context, builder, b, b_value, j, v * lanes), lanes) for v in columns]
+        for r in range(tile.rows):
+            at = builder.gep(_pointer(context, builder, a, a_value, i), [builder.mul(step, ir.Constant(step.type, r))])
+            number = _spread(builder, _load(builder, a, at, None), lanes)
+            for v in columns:
+                old = builder.extract_value(value, r * tile.columns + v)
+                value = builder.insert_value(value, _fma(builder, number, row[v], old), r * tile.columns + v)
+        return value
+
+    return tile(tile, a, types.intp, types.intp, b, types.intp), build

@@ -1,0 +1,97 @@
+"""Vectors and tiles against numpy, at every width that a machine may have."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from numba import njit
+
+from kernels.simd import (
+    LANES,
+    broadcast,
+    fma,
+    load,
+    store,
+    tile_fma,
+    tile_load,
+    tile_store,
+    tile_zero,
+    total,
+    zero,
+)
+
+
+def test_host_width_is_a_vector_register():
+    assert LANES in (4, 8, 16)
+
+
+@pytest.mark.parametrize("lanes", [8, 16])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_vectors(lanes, dtype):
+    @njit
+    def weighted(w, x, y):
+        store(fma(broadcast(w, lanes), load(x, 1, lanes), load(y, 2, lanes)), y, 2)
+        return total(load(x, 1, lanes))
+
+    x = np.arange(1, lanes + 4, dtype=dtype)
+    y = np.linspace(0, 1, lanes + 4).astype(dtype)
+    expected = y.copy()
+    expected[2 : 2 + lanes] += dtype(3) * x[1 : 1 + lanes]
+    assert weighted(dtype(3), x, y) == x[1 : 1 + lanes].sum()
+    np.testing.assert_allclose(y, expected, rtol=1e-6)
+
+
+def test_fma_rounds_once():
+    @njit
+    def residual(a, b, c, out):
+        store(fma(load(a, 0, 8), load(b, 0, 8), load(c, 0, 8)), out, 0)
+
+    a = np.full(8, 1 + 2.0**-12, np.float32)
+    out = np.empty(8, np.float32)
+    residual(a, a, -(a * a), out)
+    exact = a.astype(np.float64) ** 2 - (a * a).astype(np.float64)
+    assert (exact != 0).all()
+    np.testing.assert_array_equal(out, exact)
+
+
+def test_bfloat16_codes_widen_exactly():
+    codes = np.arange(2**16, dtype=np.uint16)
+
+    @njit
+    def widen(codes, out):
+        for i in range(0, codes.size, 16):
+            store(load(codes, i, 16), out, i)
+
+    out = np.empty(2**16, np.float32)
+    widen(codes, out)
+    expected = codes.view(ml_dtypes.bfloat16).astype(np.float32)
+    np.testing.assert_array_equal(
+        out.view(np.uint32)[~np.isnan(expected)], expected.view(np.uint32)[~np.isnan(expected)]
+    )
+    np.testing.assert_array_equal(np.isnan(out), np.isnan(expected))
+
+
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+@pytest.mark.parametrize("widened", [False, True])
+def test_tile_is_a_sum_of_outer_products(lanes, widened):
+    rows, columns, depth = 3, 2, 5
+    width = columns * lanes
+
+    @njit
+    def product(a, b, c):
+        tile = tile_load(c, 0, width, rows, columns, lanes)
+        fresh = tile_zero(rows, columns, lanes)
+        for p in range(depth):
+            tile = tile_fma(tile, a, p, depth, b, p * width)
+            fresh = tile_fma(fresh, a, p, depth, b, p * width)
+        tile_store(tile, c, 0, width)
+        tile_store(fresh, c, rows * width, width)
+        store(zero(lanes), c, 2 * rows * width)
+
+    rng = np.random.default_rng(0)
+    a = rng.integers(-8, 8, (rows, depth)).astype(np.float32)
+    b = rng.integers(-8, 8, (depth, width)).astype(np.float32)
+    c = np.ones((2 * rows + 1, width), np.float32)
+    product(a, b.astype(ml_dtypes.bfloat16).view(np.uint16) if widened else b, c)
+    np.testing.assert_array_equal(c[:rows], 1 + a @ b)
+    np.testing.assert_array_equal(c[rows : 2 * rows], a @ b)
+    np.testing.assert_array_equal(c[-1], np.repeat([0, 1], [lanes, width - lanes]))
