@@ -1,0 +1,41 @@
+"""Networks, their recipes and their trained weights; one module a workload."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+
+from datasets.card import nearest
+from datasets.workloads.base import Workload
+from datasets.workloads.recipe import Recipe, accuracy
+
+__all__ = ["WORKLOADS", "Recipe", "Workload", "accuracy", "workload"]
+
+WORKLOADS = ("digits-mlp", "mnist-cnn", "noisy-digits-cnn")
+
+
+@cache
+def workload(id: str) -> Workload:
+    """One of the house's workloads.
+
+    Parameters
+    ----------
+    id : {"digits-mlp", "mnist-cnn", "noisy-digits-cnn"}
+
+    Raises
+    ------
+    ValueError
+        If there is no such workload; the message names the nearest ones.
+
+    Examples
+    --------
+    >>> workload("mnist-cnn").input_shape
+    (1, 28, 28)
+    >>> workload("minst-cnn")
+    Traceback (most recent call last):
+    ...
+    ValueError: unknown workload 'minst-cnn'; nearest: mnist-cnn, noisy-digits-cnn
+    """
+    if id not in WORKLOADS:
+        raise ValueError(nearest("workload", id, WORKLOADS))
+    return import_module(f"datasets.workloads.{id.replace('-', '_')}").WORKLOAD

@@ -1,0 +1,26 @@
+"""Two hidden layers on 8 x 8 digits: trains in about a second."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from datasets.workloads.base import Workload
+from datasets.workloads.recipe import Recipe
+
+
+def network() -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(64, 64), nn.ReLU(),
+        nn.Linear(64, 32), nn.ReLU(),
+        nn.Linear(32, 10),
+    )  # fmt: skip
+
+
+def student() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
+
+
+WORKLOAD = Workload(
+    "digits-mlp", network, "digits", Recipe(epochs=40, batch=32, learning_rate=0.005), student, committed=True
+)
