@@ -38,4 +38,4 @@ def workload(id: str) -> Workload:
     """
     if id not in WORKLOADS:
         raise ValueError(nearest("workload", id, WORKLOADS))
-    return import_module(f"datasets.workloads.{id.replace('-', '_')}").WORKLOAD
+    return import_module(f"datasets.workloads.{id.replace('-', '_')}").workload()

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from datasets.card import ROOT, read_card, verified_bytes
-from datasets.data import Data, load
+from datasets.data import Data
 from datasets.workloads.recipe import Recipe
 
 __all__ = ["Workload"]
@@ -23,8 +23,7 @@ class Workload:
     id : str
     network : callable
         Takes no argument and gives an untrained network: a class or a function.
-    data : Data or str
-        The data set, or the id of one of the house's.
+    data : Data
     recipe : Recipe
     student : callable, optional
         Gives an untrained smaller network of the same task, for distillation.
@@ -34,7 +33,9 @@ class Workload:
     Examples
     --------
     >>> from torch import nn
-    >>> line = Workload("line", lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), "digits", Recipe(epochs=2))
+    >>> import datasets
+    >>> digits = datasets.load("digits")
+    >>> line = Workload("line", lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), digits, Recipe(epochs=2))
     >>> line.input_shape, line.trained().training
     ((1, 8, 8), False)
     """
@@ -43,7 +44,7 @@ class Workload:
         self,
         id: str,
         network: Callable[[], nn.Module],
-        data: Data | str,
+        data: Data,
         recipe: Recipe,
         student: Callable[[], nn.Module] | None = None,
         committed: bool = False,
@@ -64,7 +65,7 @@ class Workload:
 
     def data(self) -> Data:
         """The three splits."""
-        return load(self._data) if isinstance(self._data, str) else self._data
+        return self._data
 
     def network(self, seed: int | None = None) -> nn.Module:
         """An untrained network, drawn with `seed` (the recipe's by default)."""

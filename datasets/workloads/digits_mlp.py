@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from datasets.data import load
 from datasets.workloads.base import Workload
 from datasets.workloads.recipe import Recipe
 
@@ -21,6 +22,6 @@ def student() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
 
 
-WORKLOAD = Workload(
-    "digits-mlp", network, "digits", Recipe(epochs=40, batch=32, learning_rate=0.005), student, committed=True
-)
+def workload() -> Workload:
+    recipe = Recipe(epochs=40, batch=32, learning_rate=0.005)
+    return Workload("digits-mlp", network, load("digits"), recipe, student, committed=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from datasets.data import load
 from datasets.workloads.base import Workload
 from datasets.workloads.recipe import Recipe
 
@@ -22,6 +23,6 @@ def student() -> nn.Module:
     return network(4, 8, 8)
 
 
-WORKLOAD = Workload(
-    "mnist-cnn", network, "mnist", Recipe(epochs=4, batch=64, learning_rate=0.01), student, committed=True
-)
+def workload() -> Workload:
+    recipe = Recipe(epochs=4, batch=64, learning_rate=0.01)
+    return Workload("mnist-cnn", network, load("mnist"), recipe, student, committed=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from datasets.data import load
 from datasets.workloads.base import Workload
 from datasets.workloads.recipe import Recipe
 
@@ -22,7 +23,6 @@ def student() -> nn.Module:
     return network(4, 8)
 
 
-WORKLOAD = Workload(
-    "noisy-digits-cnn", network, "noisy-digits", Recipe(epochs=20, batch=32, learning_rate=0.005), student,
-    committed=True,
-)  # fmt: skip
+def workload() -> Workload:
+    recipe = Recipe(epochs=20, batch=32, learning_rate=0.005)
+    return Workload("noisy-digits-cnn", network, load("noisy-digits"), recipe, student, committed=True)

@@ -152,6 +152,6 @@ def test_corrupted_weights_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(card, "ROOT", tmp_path)
     monkeypatch.setattr(base, "ROOT", tmp_path)
     mlp = datasets.workload("digits-mlp")
-    fresh = Workload("digits-mlp", mlp.network, "digits", mlp.recipe, committed=True)
+    fresh = Workload("digits-mlp", mlp.network, mlp.data(), mlp.recipe, committed=True)
     with pytest.raises(ValueError, match=r"datasets\.make weights digits-mlp"):
         fresh.trained()
