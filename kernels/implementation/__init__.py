@@ -1,0 +1,1 @@
+"""Techniques of the implementation level: how and where it is computed."""

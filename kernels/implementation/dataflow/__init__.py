@@ -1,0 +1,1 @@
+"""Dataflow: which operand stays in the array while the others stream past."""

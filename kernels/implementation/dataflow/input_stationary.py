@@ -1,0 +1,52 @@
+"""Input-stationary dataflow: inputs stay in the array, filters and partial sums move."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kernels.energy import OPERAND_BYTES
+from kernels.implementation.dataflow.systolic import ACCUMULATOR_BYTES, SystolicArray, Traffic, fetched
+
+__all__ = ["InputStationary"]
+
+
+@dataclass(frozen=True)
+class InputStationary(SystolicArray):
+    """A tile of R inputs of C windows stays; the n filters stream past, and partial sums fall down the columns.
+
+        cycles = ceil(k / R) ceil(m / C) (2 R + C + n - 2)
+
+    Every window enters the array once, and overlapping windows share what they have in common where one row of windows
+    stays on chip. The filters come anew for each of the ceil(m / C) column tiles, from DRAM unless all of them stay on
+    chip; the n x C partial sums of a column tile meet ceil(k / R) times.
+
+    Parameters
+    ----------
+    rows, columns, ifmap_kib, filter_kib, ofmap_kib, format, convention
+        As in `SystolicArray`.
+
+    Source: Parashar et al., "SCNN: An accelerator for compressed-sparse convolutional neural networks",
+    arXiv 1708.04485, on keeping inputs still; cycles as in Samajdar et al., arXiv 1811.02883.
+
+    Examples
+    --------
+    >>> counts = InputStationary(rows=32, columns=32).cost_gemm(128, 1000, 512)
+    >>> counts.cycles, counts.sram.ifmap
+    (70016, 65536)
+    """
+
+    def _mapping(self, m: int, n: int, k: int) -> tuple[int, int, int]:
+        return k, m, n
+
+    def _traffic(self, m: int, n: int, k: int, row_folds: int, column_folds: int, inputs: int, band: int
+                 ) -> tuple[Traffic, Traffic]:
+        word = OPERAND_BYTES[self.format]
+        filters = k * n * column_folds * word
+        partial_sums = (2 * row_folds - 1) * m * n * ACCUMULATOR_BYTES  # all but the first fold read them too
+        on_chip = Traffic(m * k * word, filters, partial_sums)
+        column_tile = n * min(m, self.columns) * ACCUMULATOR_BYTES if row_folds > 1 else 0
+        spilled = 2 * (row_folds - 1) * m * n * ACCUMULATOR_BYTES
+        off_chip = Traffic(fetched(self.ifmap_kib, (band * word, inputs * word), (0, m * k * word)),
+                           fetched(self.filter_kib, (k * n * word, k * n * word), (0, filters)),
+                           m * n * word + fetched(self.ofmap_kib, (column_tile, 0), (0, spilled)))
+        return on_chip, off_chip

@@ -1,0 +1,224 @@
+"""The cost of a layer on a systolic array, in closed form; the three dataflows differ in what they keep still.
+
+An array of R rows and C columns multiplies and accumulates while operands step from neighbour to neighbour. A product
+of an m x k by a k x n matrix is cut into *folds*: tiles of R x C of the operand that stays, past which the others
+stream. One fold holds the array for
+
+    2 R + C + T - 2   cycles,
+
+T being the length of the stream: R cycles to load the stationary tile (or to drain the finished outputs), T to stream,
+R + C - 2 for the skew with which operands enter the rows and columns.
+
+    dataflow            rows hold   columns hold   T
+    weight-stationary   k           n              m
+    output-stationary   m           n              k
+    input-stationary    k           m              n
+
+**Conventions.** ``"corrected"`` counts as above and floors the output size of a strided convolution, as networks do.
+``"scale-sim"`` reproduces the totals of SCALE-Sim 3.0.0, which differ in three ways: output-stationary folds take
+R + C + T - 2 (outputs drain while they are still being accumulated), the output size of a strided convolution is
+rounded up, and the total is one less, being the index of the last cycle.
+
+**Buffers.** Each operand has an on-chip buffer, of which one half serves the array while the other is filled. Folds run
+column by column of tiles, the row tiles of a column in turn. An operand comes from DRAM once where the set that will be
+used again fits its half, else every time the array asks for it; each class states its sets. Partial sums that do not
+fit go out and come back at the accumulator's width. Memory is assumed fast enough never to stall the array.
+
+Source: Samajdar et al., "SCALE-Sim: Systolic CNN accelerator simulator", arXiv 1811.02883; Sze et al.,
+"Efficient processing of deep neural networks: a tutorial and survey", arXiv 1703.09039, on dataflows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from kernels.energy import DRAM_ENERGY, OPERAND_BYTES, mac_energy, sram_energy
+from kernels.implementation.dataflow.layer import Layer, positive_integer
+
+__all__ = ["Counts", "IdealArray", "SystolicArray", "Traffic"]
+
+ACCUMULATOR_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that cross one level of memory, by operand."""
+
+    ifmap: int = 0
+    filter: int = 0
+    ofmap: int = 0
+
+    @property
+    def total(self) -> int:
+        """All three operands together."""
+        return self.ifmap + self.filter + self.ofmap
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(self.ifmap + other.ifmap, self.filter + other.filter, self.ofmap + other.ofmap)
+
+    def __mul__(self, times: int) -> Traffic:
+        return Traffic(self.ifmap * times, self.filter * times, self.ofmap * times)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a list of layers costs on an array.
+
+    Parameters
+    ----------
+    cycles : int
+    macs : int
+        Multiply-accumulates that the layers need.
+    slots : int
+        Multiply-accumulates that the array could have done in these cycles.
+    array_bytes : int
+        Handed from one processing element to its neighbours: per multiply-accumulate the two values that move.
+    sram, dram : Traffic
+        Bytes read and written on chip and off chip.
+    energy : float
+        Joules, modelled (`kernels.energy`): multiply-accumulates, on-chip and off-chip bytes; not what moves inside the
+        array, for which the cited table has no coefficient.
+    """
+
+    cycles: int = 0
+    macs: int = 0
+    slots: int = 0
+    array_bytes: int = 0
+    sram: Traffic = Traffic()
+    dram: Traffic = Traffic()
+    energy: float = 0.0
+
+    @property
+    def utilization(self) -> float:
+        """Share of the array's multiply-accumulates that were useful."""
+        return self.macs / self.slots if self.slots else 0.0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(self.cycles + other.cycles, self.macs + other.macs, self.slots + other.slots,
+                      self.array_bytes + other.array_bytes, self.sram + other.sram, self.dram + other.dram,
+                      self.energy + other.energy)
+
+
+@dataclass(frozen=True)
+class SystolicArray:
+    """The array's parameters and what the dataflows share; a dataflow is a subclass.
+
+    Parameters
+    ----------
+    rows, columns : int
+        Processing elements.
+    ifmap_kib, filter_kib, ofmap_kib : int
+        On-chip buffers in KiB, halved by double buffering.
+    format : {"int8", "fp16", "fp32"}
+        Of the operands; accumulators have 32 bits.
+    convention : {"corrected", "scale-sim"}
+
+    Raises
+    ------
+    ValueError
+        If a size is not a positive integer, or the convention is unknown.
+    KeyError
+        If the table of energies knows neither the format nor a buffer as large.
+    """
+
+    rows: int = 32
+    columns: int = 32
+    ifmap_kib: int = 1024
+    filter_kib: int = 1024
+    ofmap_kib: int = 1024
+    format: str = "int8"
+    convention: str = "corrected"
+
+    scale_sim_waits: ClassVar[int] = 2
+    """How often a fold waits for R cycles in SCALE-Sim's count."""
+
+    def __post_init__(self) -> None:
+        for field in ("rows", "columns", "ifmap_kib", "filter_kib", "ofmap_kib"):
+            positive_integer(getattr(self, field), field)
+            if field.endswith("kib"):
+                sram_energy(getattr(self, field))
+        if self.convention not in ("corrected", "scale-sim"):
+            raise ValueError(f"convention: expected 'corrected' or 'scale-sim', got {self.convention!r}")
+        mac_energy(self.format)
+
+    def cost(self, layers: Layer | Iterable[Layer]) -> Counts:
+        """Cycles, bytes and energy of layers that run one after another.
+
+        Parameters
+        ----------
+        layers : Layer or iterable of Layer
+
+        Returns
+        -------
+        Counts
+        """
+        layers = [layers] if isinstance(layers, Layer) else list(layers)
+        for layer in layers:
+            if not isinstance(layer, Layer):
+                raise TypeError(f"layers: expected Layer objects, got {type(layer).__name__}")
+        return sum((self._cost(layer) for layer in layers), Counts())
+
+    def cost_gemm(self, m: int, n: int, k: int) -> Counts:
+        """The same for the product of an m x k matrix of inputs by a k x n matrix of weights."""
+        return self.cost(Layer.gemm(m, n, k))
+
+    def _cost(self, layer: Layer) -> Counts:
+        m, n, k = layer.gemm_shape(ceil=self.convention == "scale-sim")
+        on_rows, on_columns, stream = self._mapping(m, n, k)
+        row_folds, column_folds = -(-on_rows // self.rows), -(-on_columns // self.columns)
+        cycles = self._cycles(layer.groups * row_folds * column_folds, stream)
+        macs = layer.groups * m * n * k
+        inputs = min(layer.ifmap_elements, m * k)  # a stride beyond the kernel skips inputs
+        sram, dram = self._traffic(m, n, k, row_folds, column_folds, inputs, layer.band_elements)
+        sram, dram = sram * layer.groups, dram * layer.groups
+        return Counts(cycles, macs, cycles * self.rows * self.columns, macs * self._moving_bytes(), sram, dram,
+                      self._energy(macs, sram, dram))
+
+    def _cycles(self, folds: int, stream: int) -> int:
+        if self.convention == "scale-sim":
+            return folds * (self.scale_sim_waits * self.rows + self.columns + stream - 2) - 1
+        return folds * (2 * self.rows + self.columns + stream - 2)
+
+    def _mapping(self, m: int, n: int, k: int) -> tuple[int, int, int]:
+        """What the rows hold, what the columns hold, the length of the stream."""
+        raise NotImplementedError
+
+    def _moving_bytes(self) -> int:
+        """Bytes of the two values that one multiply-accumulate hands on; operands both, or one and a partial sum."""
+        return OPERAND_BYTES[self.format] + ACCUMULATOR_BYTES
+
+    def _traffic(self, m: int, n: int, k: int, row_folds: int, column_folds: int, inputs: int, band: int
+                 ) -> tuple[Traffic, Traffic]:
+        """On-chip and off-chip bytes of one group, of whose inputs `band` lie under one row of windows."""
+        raise NotImplementedError
+
+    def _energy(self, macs: int, sram: Traffic, dram: Traffic) -> float:
+        on_chip = (sram.ifmap * sram_energy(self.ifmap_kib) + sram.filter * sram_energy(self.filter_kib)
+                   + sram.ofmap * sram_energy(self.ofmap_kib))
+        return macs * mac_energy(self.format) + on_chip + dram.total * DRAM_ENERGY
+
+
+def fetched(kib: int, *choices: tuple[int, int]) -> int:
+    """Bytes from DRAM: of the first choice (bytes to keep, bytes then fetched) that fits half a buffer of `kib` KiB."""
+    return next(traffic for kept, traffic in choices if kept <= kib * 1024 // 2)
+
+
+@dataclass(frozen=True)
+class IdealArray(SystolicArray):
+    """The lower bound: never idle, and every operand crosses each level once.
+
+    Examples
+    --------
+    >>> IdealArray(32, 32).cost_gemm(256, 256, 256).cycles
+    16384
+    """
+
+    def _cost(self, layer: Layer) -> Counts:
+        m, n, k = layer.gemm_shape()
+        word = OPERAND_BYTES[self.format]
+        once = Traffic(min(layer.ifmap_elements, m * k) * word, k * n * word, m * n * word) * layer.groups
+        cycles = -(-layer.macs // (self.rows * self.columns))
+        return Counts(cycles, layer.macs, cycles * self.rows * self.columns, 0, once, once,
+                      self._energy(layer.macs, once, once))

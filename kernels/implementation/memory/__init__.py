@@ -1,0 +1,1 @@
+"""Memory: how weights are laid out, moved and protected."""
