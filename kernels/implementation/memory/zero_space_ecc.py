@@ -11,15 +11,15 @@ The bits at addresses 0, 1, 2, 4, ..., n/2 are free to make H x = 0. What makes 
 
     format     codeword             free bits                                 what making room costs
     float32    1 value,   32 bits   6: the lowest mantissa bits               rounding to 17 mantissa bits
-    int8       8 values,  64 bits   7: bit 6 of the first seven, which        those seven are clipped to -64 .. 63
-                                    repeats the sign of a small code
+    int8       8 values,  64 bits   7: bit 6 of the first seven, which        clipping those seven to -64 .. 63, or half
+                                    repeats the sign of a small code          the resolution, whichever errs less
     bfloat16   8 values, 128 bits   8: the top exponent bit of each value,    nothing; larger weights are scaled down
                                     which is 0 for |w| < 2                    by a power of two first
 
 A 32-bit word has exactly the 6 bits that its code needs, a 64-bit block 7 and a 128-bit block 8.
 
 Source: Guan et al., "In-place zero-space memory protection for CNN", NeurIPS 2019, arXiv 1910.14479, for the INT8 block
-of 64 bits; the other two layouts apply the same idea to floating point.
+of 64 bits, which they train to fit and this makes fit; the other two layouts apply the same idea to floating point.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ class ZeroSpaceEcc:
     Parameters
     ----------
     format : {"float32", "int8", "bfloat16"}
-        How weights are stored. INT8 codes are symmetric with one scale a tensor, its largest magnitude over 127.
+        How weights are stored. INT8 codes are symmetric with one scale a tensor: its largest magnitude over 127, or
+        over 63 where clipping to make room would err more (squared) than the coarser grid.
     code : {"extended-hamming", "none"}
         With ``"none"`` the same format is stored without check bits and without what makes room for them.
 
@@ -294,11 +295,17 @@ class ZeroSpaceEcc:
         return (words.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
     def _store_int8(self, weights: np.ndarray) -> tuple[np.ndarray, float]:
-        scale = float(np.abs(weights).max(initial=0)) / 127 or 1.0
-        codes = np.rint(weights / np.float64(scale)).astype(np.int8)
+        weights = weights.astype(np.float64)  # a subnormal scale vanishes in float32
+        largest = float(np.abs(weights).max(initial=0))
+        full = largest / 127 or 1.0
+        codes = np.rint(weights / full).astype(np.int8)
         if self.code == "none":
-            return codes.view(np.uint8), scale
+            return codes.view(np.uint8), full
+        half = largest / 63 or 1.0
         codes[:, :7] = codes[:, :7].clip(-64, 63)
+        coarse = np.rint(weights / half).astype(np.int8)
+        clipping, rounding = (np.square(weights - c * s).sum() for c, s in ((codes, full), (coarse, half)))
+        codes, scale = (codes, full) if clipping <= rounding else (coarse, half)
         words = codes.view(np.uint8)
         words[:, :7] &= np.uint8(0xBF)
         return words, scale
