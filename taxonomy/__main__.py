@@ -1,0 +1,5 @@
+"""`python -m taxonomy`."""
+
+from taxonomy.cli import main
+
+raise SystemExit(main())

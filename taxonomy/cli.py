@@ -1,0 +1,197 @@
+"""The command line; it says the words of the query face. Exit codes: 0 done, 1 a check failed, 2 wrong use."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from taxonomy import store as stores
+from taxonomy.load import TaxonomyError, load
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        tx = load()
+    except TaxonomyError as error:
+        print(json.dumps({"problems": error.problems}) if options.json else error, file=sys.stderr)
+        return 1
+    try:
+        return options.run(tx, options)
+    except (KeyError, TypeError, ValueError, LookupError) as error:
+        print(f"error: {error.args[0] if error.args else error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m taxonomy", description="Query and measure the taxonomy.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, run: Any, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.set_defaults(run=run)
+        sub.add_argument("--json", action="store_true", help="print JSON")
+        return sub
+
+    command("list", _list, "every technique")
+    show = command("show", _show, "one technique, whole")
+    show.add_argument("id")
+    find = command("find", _list, "techniques by wildcard and criteria")
+    find.add_argument("pattern", nargs="?", default="*")
+    for name in ("level", "family", "kind", "runs", "attribution", "improves"):
+        find.add_argument(f"--{name}")
+    related = command("related", _related, "techniques linked to one")
+    related.add_argument("id")
+    related.add_argument("--relation")
+    related.add_argument("--depth", type=int, default=1)
+    measurements = command("measurements", _measurements, "what the stores hold")
+    measurements.add_argument("id", nargs="?")
+    for name in ("metric", "workload", "who"):
+        measurements.add_argument(f"--{name}")
+    influences = command("influences", _influences, "edges and findings")
+    influences.add_argument("--source")
+    influences.add_argument("--target")
+    measure = command("measure", _measure, "measure what no record covers")
+    measure.add_argument("ids", nargs="*", help="techniques, or edges as source--target; all if absent")
+    measure.add_argument("--plan", action="store_true", help="say what it would take, and do nothing")
+    measure.add_argument("--reference", action="store_true", help="write the committed store")
+    measure.add_argument("--reverify", action="store_true", help="repeat one stale quality record of each, and stamp")
+    measure.add_argument("--workers", type=int, default=2)
+    command("status", _status, "how far the book is")
+    command("validate", _validate, "check every file")
+    export = command("export", _export, "write JSON, GraphML, CSV and JSON Schema")
+    export.add_argument("folder")
+    return parser
+
+
+def _print(options: argparse.Namespace, data: Any, text: str) -> None:
+    print(json.dumps(_plain(data), ensure_ascii=False, indent=1) if options.json else text)
+
+
+def _plain(data: Any) -> Any:
+    """What JSON can hold: a figure that is not there is null."""
+    if isinstance(data, float):
+        return None if math.isnan(data) else data
+    if isinstance(data, dict):
+        return {key: _plain(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_plain(value) for value in data]
+    return data
+
+
+def _table(rows: Sequence[Sequence[Any]]) -> str:
+    if not rows:
+        return "(none)"
+    texts = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in texts)
+    return "\n".join(lines)
+
+
+def _list(tx: Any, options: argparse.Namespace) -> int:
+    names = ("level", "family", "kind", "runs", "attribution", "improves")
+    found = tx.find(getattr(options, "pattern", "*"), **{name: getattr(options, name, None) for name in names})
+    columns = ("id", "name", "level", "family", "kind", "definition")
+    data = [{name: getattr(node, name) for name in columns} for node in found]
+    _print(options, data, _table([(n.id, n.kind, f"{n.level}/{n.family}", n.name) for n in found]))
+    return 0
+
+
+def _show(tx: Any, options: argparse.Namespace) -> int:
+    node = tx[options.id]
+    data = {"level": node.level, "family": node.family, **node.model_dump(mode="json")}
+    text = "\n".join(f"{name}: {value}" for name, value in data.items() if value not in (None, [], {}))
+    _print(options, data, text)
+    return 0
+
+
+def _related(tx: Any, options: argparse.Namespace) -> int:
+    found = tx.related(options.id, options.relation, options.depth)
+    _print(options, found.ids(), "\n".join(found.ids()) or "(none)")
+    return 0
+
+
+def _measurements(tx: Any, options: argparse.Namespace) -> int:
+    frame = tx.measurements(options.id, metric=options.metric, workload=options.workload, who=options.who)
+    columns = ["technique", "variant", "workload", "setting", "who", "metric", "value", "unit", "low", "high", "n"]
+    data = frame.drop(columns=["parameters", "conditions"]).to_dict("records")
+    _print(options, data, _table([columns, *frame[columns].values.tolist()]))
+    return 0
+
+
+def _influences(tx: Any, options: argparse.Namespace) -> int:
+    data, rows = [], []
+    for edge in tx.influences(options.source, options.target):
+        findings = [{**f.__dict__, "points": [p.__dict__ for p in f.points]} for f in edge.findings]
+        data.append({**edge.model_dump(mode="json"), "findings": findings})
+        rows += [(edge.id, edge.metric, f.workload, f.setting, f.verdict, f.because) for f in edge.findings]
+        if not edge.findings:
+            rows.append((edge.id, edge.metric, "", "", "not measured", ""))
+    _print(options, data, _table(rows))
+    return 0
+
+
+def _measure(tx: Any, options: argparse.Namespace) -> int:
+    from taxonomy.measure import runner
+
+    store = stores.reference if options.reference else stores.here
+    if options.reverify:
+        from taxonomy.measure.reverify import reverify
+
+        report = reverify(tx, options.ids or None, store)
+        _print(options, report, "\n".join(report) or "nothing is stale")
+        return 0
+    if options.plan:
+        rows = runner.plan(tx, options.ids or None, store)
+        total = sum(row["seconds"] for row in rows)
+        lines = [("id", "quality", "timing", "seconds"), *(tuple(row.values()) for row in rows)]
+        _print(options, rows, f"{_table(lines)}\nabout {total:.0f} core-seconds in all" if rows else "nothing to measure")
+        return 0
+    left = runner.pending(tx, runner.jobs(tx, options.ids or None), *runner._covering(store))
+
+    def report_line(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    taken = runner.run(tx, left, store, options.workers, report_line)
+    _print(options, {"measured": taken, "store": str(store.name)}, f"{taken} records measured" if taken else
+           "nothing to measure: every record is there and fresh")  # fmt: skip
+    return 0
+
+
+def _status(tx: Any, options: argparse.Namespace) -> int:
+    from taxonomy.status import status
+
+    data = status(tx)
+    rows: list[tuple[Any, ...]] = [("level", "techniques", "implemented", "measured", "stale")]
+    rows += [(level, *row.values()) for level, row in data["levels"].items()]
+    lines = [_table(rows), f"{data['influences_with_findings']} of {data['influences']} influences with findings"]
+    lines += [f"{data['papers']} citing papers, {data['kinds']} kinds"]
+    lines += [f"{name}: {problem}" for name, problems in data["missing"].items() for problem in problems]
+    _print(options, data, "\n".join(lines))
+    return 0
+
+
+def _validate(tx: Any, options: argparse.Namespace) -> int:
+    text = f"{len(tx)} techniques, {len(tx.influences())} influences, {len(tx.papers)} papers: all files are right"
+    _print(options, {"problems": []}, text)
+    return 0
+
+
+def _export(tx: Any, options: argparse.Namespace) -> int:
+    from taxonomy.export import export
+
+    paths = [str(path) for path in export(tx, options.folder)]
+    _print(options, paths, "\n".join(paths))
+    return 0

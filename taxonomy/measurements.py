@@ -1,0 +1,127 @@
+"""From records to tidy rows: one row a technique, variant, workload, setting, who and metric, with its interval.
+
+Times are stored raw, round by round; read, they give latency, throughput, the speed-up over each contestant (the
+median of the paired ratios of a repetition) and, for floating-point work, the share of the machine's measured peak.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from taxonomy import store as stores
+from taxonomy.fingerprint import canonical
+from taxonomy.freshness import is_stale
+from taxonomy.statistics import median, t_interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from taxonomy.query import Taxonomy
+
+__all__ = ["COLUMNS", "frame", "label", "rows"]
+
+COLUMNS = (
+    "technique", "variant", "workload", "setting", "who", "metric", "value", "unit", "low", "high", "n", "stale",
+    "store", "parameters", "conditions", "reason",
+)  # fmt: skip
+RATIOS = ("speedup",)
+
+
+def label(conditions: Mapping[str, Any]) -> str:
+    """Conditions as a reader sees them.
+
+    Examples
+    --------
+    >>> label({"bits": 16, "es": 1})
+    'bits=16, es=1'
+    """
+    return ", ".join(f"{name}={value}" for name, value in conditions.items())
+
+
+def frame(tx: Taxonomy, technique: str | None = None, **conditions: Any) -> pd.DataFrame:
+    """What both stores hold, as a DataFrame with `COLUMNS`."""
+    import pandas as pd
+
+    allowed = ("metric", "workload", "who", "variant", "setting", "store")
+    if unknown := [name for name in conditions if name not in allowed]:
+        raise TypeError(f"measurements: unknown condition {unknown[0]!r}; it takes {', '.join(allowed)}")
+    wanted = {name: value for name, value in conditions.items() if value is not None}
+    nodes = [tx[technique]] if technique else list(tx)
+    found = [
+        row
+        for node in nodes
+        for store in (stores.reference, stores.here)
+        for row in rows(tx, node, store.records(node.address), store.name)
+        if all(row[name] == value for name, value in wanted.items())
+    ]
+    return pd.DataFrame(found, columns=list(COLUMNS))
+
+
+def rows(tx: Taxonomy, node: Any, records: Iterable[Mapping[str, Any]], store: str = "here") -> list[dict[str, Any]]:
+    """Tidy rows of one technique's records."""
+    groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for record in records:
+        if record["subject"] == node.id:
+            groups[canonical([record[name] for name in ("variant", "workload", "setting")])].append(record)
+    found = []
+    for group in groups.values():
+        first = group[0]
+        # a repetition whose definition has changed must not blur those that have not
+        fresh = [record for record in group if not is_stale(tx, node, record)]
+        samples, reasons, units = _samples(fresh or group)
+        order = {canonical(variant): variant for variant in node.variants}
+        parameters = order.get(canonical(first["variant"]), first["variant"])
+        for (who, metric), values in samples.items():
+            centre, low, high = _interval(metric, values)
+            found.append({
+                "technique": node.id, "variant": label(parameters), "workload": first["workload"],
+                "setting": label(first["setting"]), "who": who, "metric": metric, "value": centre,
+                "unit": units.get(metric) or (tx.metrics[metric].unit if metric in tx.metrics else ""),
+                "low": low, "high": high, "n": len(values), "stale": not fresh, "store": store,
+                "parameters": parameters, "conditions": first["setting"], "reason": reasons.get((who, metric), ""),
+            })  # fmt: skip
+    return found
+
+
+def _interval(metric: str, values: list[float]) -> tuple[float, float, float]:
+    if not values:
+        return math.nan, math.nan, math.nan
+    if metric in RATIOS:
+        logs = t_interval([math.log(value) for value in values])
+        return tuple(math.exp(value) for value in logs)  # type: ignore[return-value]
+    return t_interval(values)
+
+
+def _samples(records: Iterable[Mapping[str, Any]]) -> tuple[dict[Any, list[float]], dict[Any, str], dict[str, str]]:
+    samples: dict[Any, list[float]] = defaultdict(list)
+    reasons: dict[Any, str] = {}
+    units: dict[str, str] = {}
+    for record in sorted(records, key=lambda record: (record["type"], record["seed"])):
+        for who, metric, value in _values(record):
+            samples[who, metric].append(value)
+        for who, missing in record.get("missing", {}).items():
+            for metric, reason in missing.items():
+                samples.setdefault((who, metric), [])
+                reasons[who, metric] = reason
+        if record.get("unit"):
+            units["throughput"] = f"{record['unit']}/s"
+    return samples, reasons, units
+
+
+def _values(record: Mapping[str, Any]) -> Iterator[tuple[str, str, float]]:
+    for who, values in record.get("values", {}).items():
+        for metric, value in values.items():
+            yield who, metric, float(value)
+    times = record.get("times", {})
+    for who, seconds in times.items():
+        latency = median(seconds)
+        yield who, "latency", latency
+        if record.get("work"):
+            yield who, "throughput", record["work"] / latency
+        if record.get("unit") == "flop" and (peak := record["provenance"].get("peak_flops")):
+            yield who, "core_utilization", record["work"] / latency / peak
+        if who != "self":
+            yield who, "speedup", median(theirs / own for theirs, own in zip(seconds, times["self"], strict=True))

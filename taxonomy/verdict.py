@@ -1,0 +1,231 @@
+"""From the records of an influence to a finding: effect, interval, verdict. The rule stood before most measurements.
+
+In every repetition c = log(baseline / technique) for a cost, its inverse for a gain; positive is better. Accuracy
+enters as a difference, never in logs. Each declared point votes: + (its interval lies beyond the smallest effect that
+counts), - (beyond it the other way), 0 (inside), ? (else). Bonferroni over the points of a trace.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from taxonomy import schema
+from taxonomy import store as stores
+from taxonomy.fingerprint import canonical
+from taxonomy.measurements import label
+from taxonomy.statistics import median, p_beyond, t_interval
+
+__all__ = ["Finding", "Point", "conclude", "contrast", "crossover", "findings", "judge", "smallest_effect", "vote"]
+
+Vote = Literal["+", "-", "0", "?"]
+Verdict = Literal["supported", "contradicted", "inconclusive"]
+SMALLEST = {"time": math.log(1.10), "accuracy": 0.005, "other": math.log(1.05)}
+TIMES = ("latency", "throughput", "core_utilization")
+LEAST_REPETITIONS = 5
+
+
+@dataclass(frozen=True)
+class Point:
+    """One declared point of a trace: the contrast c with its interval, and its vote."""
+
+    strength: float | None
+    c: float
+    low: float
+    high: float
+    n: int
+    vote: Vote
+
+
+@dataclass(frozen=True)
+class Finding:
+    """An influence on one workload in one setting, after measurement."""
+
+    influence: str
+    workload: str
+    setting: str
+    points: tuple[Point, ...]
+    verdict: Verdict
+    because: str
+    p: float
+    crossover: tuple[float, float, float] | None = None
+    stale: bool = False
+    by_construction: bool = False
+
+    @property
+    def effect(self) -> float:
+        """The contrast of the point farthest from nothing."""
+        return max((point.c for point in self.points), key=abs)
+
+
+def smallest_effect(metric: str) -> float:
+    """10 % for time, 5 % for other ratios (both in logs), half a point of accuracy."""
+    return SMALLEST["time" if metric in TIMES else "accuracy" if metric == "accuracy" else "other"]
+
+
+def contrast(edge: schema.Influence, record: Mapping[str, Any], higher_is_better: bool) -> float:
+    """c of one repetition: of the target (effect, crossover), or with the source minus without (interaction)."""
+    if edge.estimand == "interaction":
+        arms = [("source", "both"), ("neither", "target")]
+        c = [_c(edge.metric, record, *pair, higher_is_better=higher_is_better) for pair in arms]
+        return c[0] - c[1]
+    return _c(edge.metric, record, "baseline", "self", higher_is_better=higher_is_better)
+
+
+def _c(metric: str, record: Mapping[str, Any], before: str, after: str, *, higher_is_better: bool) -> float:
+    times = record.get("times", {})
+    if before in times and metric in TIMES:  # equal work is divided by work: rates compare as times do
+        work = record.get("works", {})
+        ratio = math.log(work.get(after, 1) / work.get(before, 1)) if work else 0.0
+        return ratio + math.log(median(b / a for b, a in zip(times[before], times[after], strict=True)))
+    old, new = (record["values"][arm][metric] for arm in (before, after))
+    if metric == "accuracy":
+        return new - old
+    return math.log(new / old) if higher_is_better else math.log(old / new)
+
+
+def vote(values: Sequence[float], smallest: float, points: int = 1) -> Point:
+    """The vote of one point from its repetitions; `points` is how many share the error rate."""
+    c, low, high = t_interval(values, 0.05 / points)
+    symbol: Vote = "?"
+    if len(values) >= LEAST_REPETITIONS:
+        if low > smallest:
+            symbol = "+"
+        elif high < -smallest:
+            symbol = "-"
+        elif low > -smallest and high < smallest:
+            symbol = "0"
+    return Point(None, c, low, high, len(values), symbol)
+
+
+def judge(sign: str, votes: Iterable[Vote]) -> Verdict:
+    """The verdict on a claimed sign.
+
+    Examples
+    --------
+    >>> judge("+", ["+", "0", "?"]), judge("+", ["+", "-"]), judge("-", ["0", "0"])
+    ('supported', 'contradicted', 'contradicted')
+    >>> judge("mixed", ["+", "?", "-"]), judge("mixed", ["+", "0"]), judge("mixed", ["+", "?"])
+    ('supported', 'contradicted', 'inconclusive')
+    >>> judge("needs", ["-", "0"]), judge("needs", ["0", "0"]), judge("needs", ["-", "?"])
+    ('supported', 'contradicted', 'inconclusive')
+    """
+    ballot = list(votes)
+    if sign == "needs":
+        alone, together = ballot
+        if alone == "-" and together in "+0":
+            return "supported"
+        return "contradicted" if alone in "+0" else "inconclusive"
+    if sign == "mixed":
+        if "+" in ballot and "-" in ballot:
+            return "supported"
+        return "inconclusive" if "?" in ballot or not ballot else "contradicted"
+    opposite = "-" if sign == "+" else "+"
+    if opposite in ballot or (ballot and all(v == "0" for v in ballot)):
+        return "contradicted"
+    return "supported" if sign in ballot else "inconclusive"
+
+
+def crossover(strengths: Sequence[float], curves: Sequence[Sequence[float]]) -> tuple[float, float, float] | None:
+    """Where c changes sign: the root in log strength of each repetition, with a Student-t interval over them.
+
+    Parameters
+    ----------
+    strengths : sequence of float
+        Positive, ascending.
+    curves : sequence of sequences
+        One repetition each, c at every strength.
+
+    Returns
+    -------
+    tuple or None
+        Strength, low, high; None where a repetition has no change of sign.
+
+    Examples
+    --------
+    >>> crossover([0.1, 10.0], [[1.0, -1.0], [2.0, -2.0]])
+    (1.0, 1.0, 1.0)
+    """
+    roots = []
+    for curve in curves:
+        for i in range(len(curve) - 1):
+            a, b = curve[i], curve[i + 1]
+            if (a > 0) != (b > 0):
+                left, right = math.log(strengths[i]), math.log(strengths[i + 1])
+                roots.append(left + (right - left) * a / (a - b))
+                break
+        else:
+            return None
+    centre, low, high = t_interval(roots)
+    return math.exp(centre), math.exp(low), math.exp(high)
+
+
+def conclude(
+    edge: schema.Influence, samples: Mapping[float | None, Sequence[float]], workload: str = "", setting: str = ""
+) -> Finding:
+    """The finding from c by strength, repetition by repetition.
+
+    A point where every repetition gives exactly 0 by identity (nothing pruned) is not to be among `samples`.
+    """
+    smallest = smallest_effect(edge.metric)
+    strengths = sorted(samples, key=lambda s: (s is None, s))
+    points = []
+    for strength in strengths:
+        point = vote(samples[strength], smallest, len(strengths))
+        points.append(Point(strength, point.c, point.low, point.high, point.n, point.vote))
+    verdict = judge(edge.sign, [point.vote for point in points])
+    root = None
+    if edge.estimand == "crossover" and len(strengths) > 1:
+        repetitions = min(len(samples[s]) for s in strengths)
+        root = crossover(strengths, [[samples[s][r] for s in strengths] for r in range(repetitions)])  # type: ignore[arg-type]
+    p = min(1.0, len(points) * min(p_beyond(samples[s], smallest) for s in strengths))
+    return Finding(
+        edge.id, workload, setting, tuple(points), verdict, _because(edge, points, verdict, root), p, root,
+        by_construction=edge.by_construction,
+    )  # fmt: skip
+
+
+def _because(edge: schema.Influence, points: Sequence[Point], verdict: Verdict, root: Any) -> str:
+    ballot = "".join(point.vote for point in points)
+    text = f"claimed {edge.sign}, points voted {' '.join(ballot)}"
+    if root:
+        text += f"; c changes sign at {edge.along} {root[0]:.3g} [{root[1]:.3g}, {root[2]:.3g}]"
+    if verdict == "inconclusive":
+        fewest = min(point.n for point in points)
+        short = fewest < LEAST_REPETITIONS
+        text += f"; {LEAST_REPETITIONS} repetitions are needed, there are {fewest}" if short else (
+            "; more repetitions, or stronger settings, would decide the points marked ?"
+            if "?" in ballot
+            else "; a wider range of strengths would decide it"
+        )
+    return text
+
+
+def findings(edge: schema.Influence, records: Iterable[Mapping[str, Any]] | None = None) -> tuple[Finding, ...]:
+    """One finding per workload and setting of what the reference store holds, or of `records`."""
+    from taxonomy.freshness import is_stale
+    from taxonomy.load import load
+
+    tx = load()
+    if records is None:
+        records = stores.reference.records(edge.address) or stores.here.records(edge.address)
+    higher = tx.metrics[tx.metric(edge.metric)].direction == "higher"
+    groups: dict[str, dict[float | None, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
+    about: dict[str, tuple[str, str]] = {}
+    stale: dict[str, bool] = defaultdict(bool)
+    for record in records:
+        setting = dict(record["setting"])
+        strength = setting.pop(edge.along) if edge.along else None
+        name = canonical([record["workload"], setting])
+        about[name] = (record["workload"], label(setting))
+        groups[name][strength].append((record["seed"], contrast(edge, record, higher)))
+        stale[name] |= is_stale(tx, edge, record)
+    found = []
+    for name, samples in groups.items():
+        ordered = {strength: [c for _, c in sorted(values)] for strength, values in samples.items()}
+        finding = conclude(edge, ordered, *about[name])
+        found.append(Finding(**{**finding.__dict__, "stale": stale[name]}))
+    return tuple(found)
