@@ -8,7 +8,7 @@ all repeat one step, the rank-one update of a tile (Goto and van de Geijn, 2008,
 
 The functions are called inside `@njit`. An array argument comes with the index of its first element, counted in
 elements of its C-contiguous memory; nothing checks bounds. Numbers are float32 or float64; an array of uint16 holds
-bfloat16 codes, which are widened to float32 as they are loaded, since a bfloat16 is the upper half of a float32.
+bfloat16 codes, the upper halves of float32: widened when loaded, rounded to nearest, ties to even, when stored.
 `lanes`, `rows` and `columns` are constants of the compiled function: literals, globals or closure variables.
 
 Examples
@@ -43,6 +43,7 @@ __all__ = [
     "tile_fma",
     "tile_load",
     "tile_store",
+    "tile_transpose",
     "tile_zero",
     "total",
     "zero",
@@ -123,9 +124,25 @@ def _load(builder, array, pointer, lanes):
     return builder.bitcast(builder.shl(wide, sixteen), shaped(ir.FloatType()))
 
 
-def _store(builder, vector, pointer):
-    align = 8 if isinstance(vector.type.element, ir.DoubleType) else 4
-    builder.store(vector, builder.bitcast(pointer, vector.type.as_pointer()), align=align)
+def _store(builder, array, vector, pointer):
+    """A vector to memory, rounded to bfloat16 codes where the array holds those."""
+    if array.dtype is types.uint16:
+        vector = _bfloat16(builder, vector)
+    builder.store(vector, builder.bitcast(pointer, vector.type.as_pointer()), align=array.dtype.bitwidth // 8)
+
+
+def _bfloat16(builder, vector):
+    """The codes of float32: add half of what is cut off, less one where the code is even; NaN stays NaN."""
+    words = ir.VectorType(ir.IntType(32), vector.type.count)
+
+    def constant(number):
+        return ir.Constant(words, [number] * words.count)
+
+    bits = builder.bitcast(vector, words)
+    odd = builder.and_(builder.lshr(bits, constant(16)), constant(1))
+    rounded = builder.add(builder.add(bits, constant(0x7FFF)), odd)
+    kept = builder.select(builder.fcmp_unordered("uno", vector, vector), builder.or_(bits, constant(1 << 22)), rounded)
+    return builder.trunc(builder.lshr(kept, constant(16)), ir.VectorType(ir.IntType(16), words.count))
 
 
 def _spread(builder, number, lanes):
@@ -185,11 +202,11 @@ def load(typingctx, array, index, lanes):
 @intrinsic
 def store(typingctx, vector, array, index):
     """`store(vector, array, index)`: write a vector from an element of an array on."""
-    if not isinstance(vector, Vector) or not isinstance(array, types.Array) or array.dtype is not vector.dtype:
+    if not isinstance(vector, Vector) or not _is_array(array) or _loaded(array, vector.lanes) != vector:
         return None
 
     def build(context, builder, sig, args):
-        _store(builder, args[0], _pointer(context, builder, array, args[1], args[2]))
+        _store(builder, array, args[0], _pointer(context, builder, array, args[1], args[2]))
         return context.get_dummy_value()
 
     return types.void(vector, array, types.intp), build
@@ -257,7 +274,7 @@ def tile_load(typingctx, array, index, step, rows, columns, lanes):
 @intrinsic
 def tile_store(typingctx, tile, array, index, step):
     """`tile_store(tile, array, index, step)`: write row r of the tile from element index + r * step on."""
-    if not isinstance(tile, Tile) or not isinstance(array, types.Array) or array.dtype is not tile.vector.dtype:
+    if not isinstance(tile, Tile) or not _is_array(array) or _loaded(array, tile.vector.lanes) != tile.vector:
         return None
 
     def build(context, builder, sig, args):
@@ -265,10 +282,37 @@ def tile_store(typingctx, tile, array, index, step):
             row = builder.mul(args[3], ir.Constant(args[3].type, r))
             for v in range(tile.columns):
                 at = builder.gep(_pointer(context, builder, array, args[1], args[2], v * tile.vector.lanes), [row])
-                _store(builder, builder.extract_value(args[0], r * tile.columns + v), at)
+                _store(builder, array, builder.extract_value(args[0], r * tile.columns + v), at)
         return context.get_dummy_value()
 
     return types.void(tile, array, types.intp, types.intp), build
+
+
+@intrinsic
+def tile_transpose(typingctx, tile):
+    """`tile_transpose(tile)`: rows and lanes exchanged, of a tile of one column and as many rows as lanes.
+
+    Each of log2(lanes) steps exchanges one bit of the row number with one bit of the lane number.
+    """
+    if not isinstance(tile, Tile) or tile.columns != 1 or tile.rows != tile.vector.lanes:
+        return None
+
+    def build(context, builder, sig, args):
+        lanes = tile.vector.lanes
+        rows = [builder.extract_value(args[0], r) for r in range(lanes)]
+        for bit in (1 << b for b in range(lanes.bit_length() - 1)):
+            low = [lane + (lanes - bit if lane & bit else 0) for lane in range(lanes)]
+            high = [lane + (lanes if lane & bit else bit) for lane in range(lanes)]
+            low, high = (ir.Constant(ir.VectorType(ir.IntType(32), lanes), pick) for pick in (low, high))
+            rows = [
+                builder.shuffle_vector(rows[r & ~bit], rows[r | bit], high if r & bit else low) for r in range(lanes)
+            ]
+        value = args[0]
+        for r in range(lanes):
+            value = builder.insert_value(value, rows[r], r)
+        return value
+
+    return tile(tile), build
 
 
 @intrinsic

@@ -14,6 +14,7 @@ from kernels.simd import (
     tile_fma,
     tile_load,
     tile_store,
+    tile_transpose,
     tile_zero,
     total,
     zero,
@@ -68,6 +69,37 @@ def test_bfloat16_codes_widen_exactly():
         out.view(np.uint32)[~np.isnan(expected)], expected.view(np.uint32)[~np.isnan(expected)]
     )
     np.testing.assert_array_equal(np.isnan(out), np.isnan(expected))
+
+
+def test_bfloat16_codes_round_as_ml_dtypes():
+    @njit
+    def narrow(x, codes):
+        for i in range(0, x.size, 16):
+            store(load(x, i, 16), codes, i)
+
+    rng = np.random.default_rng(0)
+    halves = rng.integers(0, 2**16, 2**14, dtype=np.uint32) << 16
+    ends = np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
+    with np.errstate(all="ignore"):
+        x = np.resize((halves[:, None] | ends).ravel(), 96 * 2**10).view(np.float32)
+        expected = x.astype(ml_dtypes.bfloat16)
+    codes = np.empty(x.shape, np.uint16)
+    narrow(x, codes)
+    nan = np.isnan(x)
+    np.testing.assert_array_equal(codes[~nan], expected.view(np.uint16)[~nan])
+    assert np.isnan(codes.view(ml_dtypes.bfloat16)[nan]).all()
+
+
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+def test_transposed_tile(lanes):
+    @njit
+    def transpose(x, out):
+        tile_store(tile_transpose(tile_load(x, 0, lanes, lanes, 1, lanes)), out, 0, lanes)
+
+    x = np.arange(lanes**2, dtype=np.float32).reshape(lanes, lanes)
+    out = np.empty_like(x)
+    transpose(x, out)
+    np.testing.assert_array_equal(out, x.T)
 
 
 @pytest.mark.parametrize("lanes", [4, 8, 16])
