@@ -24,5 +24,5 @@ def student() -> nn.Module:
 
 
 def workload() -> Workload:
-    recipe = Recipe(epochs=4, batch=64, learning_rate=0.01)
+    recipe = Recipe(epochs=3, batch=32, learning_rate=0.01)
     return Workload("mnist-cnn", network, load("mnist"), recipe, student, committed=True)

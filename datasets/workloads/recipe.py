@@ -71,8 +71,12 @@ class Recipe:
 
     @property
     def fine_tuning(self) -> Recipe:
-        """The shorter recipe for a trained network: a quarter of the epochs, from half the learning rate down."""
-        return replace(self, epochs=math.ceil(self.epochs / 4), learning_rate=self.learning_rate / 2, schedule="cosine")
+        """The shorter recipe for a trained network: a quarter of the epochs, falling from the full rate."""
+        return replace(self, epochs=math.ceil(self.epochs / 4), schedule="cosine")
+
+    def steps(self, data: Data) -> int:
+        """How many updates training on `data` takes."""
+        return self.epochs * math.ceil(len(data.train) / self.batch)
 
     def train(
         self,
@@ -106,7 +110,7 @@ class Recipe:
         epochs = self.epochs if epochs is None else epochs
         seed = self.seed if seed is None else seed
         x, y = _tensors(data.train)
-        steps = epochs * math.ceil(len(y) / self.batch)
+        steps = replace(self, epochs=epochs).steps(data)
         optimizer = torch.optim.AdamW(
             [p for p in network.parameters() if p.requires_grad], lr=self.learning_rate, weight_decay=self.weight_decay
         )

@@ -91,15 +91,12 @@ def test_schedules_start_and_end_where_they_should():
     assert all(recipe._share(0, 1) == 1 for recipe in (cycle, cosine, constant))
 
 
-def test_finetuning_is_shorter_and_gentler():
+def test_finetuning_is_shorter_and_only_falls():
     recipe = Recipe(epochs=5, learning_rate=0.1)
-    assert (recipe.fine_tuning.epochs, recipe.fine_tuning.learning_rate, recipe.fine_tuning.schedule) == (
-        2,
-        0.05,
-        "cosine",
-    )
+    assert recipe.fine_tuning == Recipe(epochs=2, learning_rate=0.1, schedule="cosine")
     workload = datasets.workload("digits-mlp")
-    assert len(recipe.finetune(workload.trained(), workload.data())) == 2 * 19
+    trace = recipe.finetune(workload.trained(), workload.data())
+    assert len(trace) == recipe.fine_tuning.steps(workload.data()) == 2 * 19
 
 
 @pytest.mark.parametrize(

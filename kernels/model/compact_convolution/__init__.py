@@ -1,0 +1,1 @@
+"""Compact convolution: blocks that mix space and channels with fewer products."""
