@@ -72,7 +72,9 @@ def bake(network: nn.Module) -> nn.Module:
     constrained: list[Any] = [layer for layer in network.modules() if parametrize.is_parametrized(layer)]
     for layer in constrained:
         weights = {
-            name: nn.Parameter(getattr(layer, name).detach().clone(), constraints.original.requires_grad)
+            name: nn.Parameter(
+                getattr(layer, name).detach().clone(), any(p.requires_grad for p in constraints.parameters())
+            )
             for name, constraints in layer.parametrizations.items()
         }
         # Not remove_parametrizations: it empties the class that the copy shares with the original.
