@@ -69,7 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--reference", action="store_true", help="write the committed store")
     measure.add_argument("--reverify", action="store_true", help="repeat one stale quality record of each, and stamp")
     measure.add_argument("--workers", type=int, default=2)
-    command("status", _status, "how far the book is")
+    progress = command("status", _status, "how far the book is")
+    progress.add_argument("--check", action="store_true", help="exit with 1 unless all is measured and fresh")
     command("validate", _validate, "check every file")
     export = command("export", _export, "write JSON, GraphML, CSV and JSON Schema")
     export.add_argument("folder")
@@ -180,7 +181,8 @@ def _status(tx: Any, options: argparse.Namespace) -> int:
     lines += [f"{data['papers']} citing papers, {data['kinds']} kinds"]
     lines += [f"{name}: {problem}" for name, problems in data["missing"].items() for problem in problems]
     _print(options, data, "\n".join(lines))
-    return 0
+    behind = data["missing"] or data["influences_stale"] or data["influences_with_findings"] < data["influences"]
+    return 1 if options.check and behind else 0
 
 
 def _validate(tx: Any, options: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from taxonomy import schema
@@ -47,6 +47,7 @@ class Finding:
     influence: str
     workload: str
     setting: str
+    metric: str
     points: tuple[Point, ...]
     verdict: Verdict
     because: str
@@ -66,13 +67,13 @@ def smallest_effect(metric: str) -> float:
     return SMALLEST["time" if metric in TIMES else "accuracy" if metric == "accuracy" else "other"]
 
 
-def contrast(edge: schema.Influence, record: Mapping[str, Any], higher_is_better: bool) -> float:
+def contrast(edge: schema.Influence, record: Mapping[str, Any], metric: str, higher_is_better: bool) -> float:
     """c of one repetition: of the target (effect, crossover), or with the source minus without (interaction)."""
     if edge.estimand == "interaction":
         arms = [("source", "both"), ("neither", "target")]
-        c = [_c(edge.metric, record, *pair, higher_is_better=higher_is_better) for pair in arms]
+        c = [_c(metric, record, *pair, higher_is_better=higher_is_better) for pair in arms]
         return c[0] - c[1]
-    return _c(edge.metric, record, "baseline", "self", higher_is_better=higher_is_better)
+    return _c(metric, record, "baseline", "self", higher_is_better=higher_is_better)
 
 
 def _c(metric: str, record: Mapping[str, Any], before: str, after: str, *, higher_is_better: bool) -> float:
@@ -164,13 +165,18 @@ def crossover(strengths: Sequence[float], curves: Sequence[Sequence[float]]) -> 
 
 
 def conclude(
-    edge: schema.Influence, samples: Mapping[float | None, Sequence[float]], workload: str = "", setting: str = ""
+    edge: schema.Influence,
+    samples: Mapping[float | None, Sequence[float]],
+    workload: str = "",
+    setting: str = "",
+    metric: str | None = None,
 ) -> Finding:
-    """The finding from c by strength, repetition by repetition.
+    """The finding from c by strength, repetition by repetition; on `metric`, the edge's own by default.
 
-    A point where every repetition gives exactly 0 by identity (nothing pruned) is not to be among `samples`.
+    The identity (nothing pruned) gives 0 by definition and does not vote: it is not to be among `samples`.
     """
-    smallest = smallest_effect(edge.metric)
+    metric = metric or edge.metric
+    smallest = smallest_effect(metric)
     strengths = sorted(samples, key=lambda s: (s is None, s))
     points = []
     for strength in strengths:
@@ -183,8 +189,7 @@ def conclude(
         root = crossover(strengths, [[samples[s][r] for s in strengths] for r in range(repetitions)])  # type: ignore[arg-type]
     p = min(1.0, len(points) * min(p_beyond(samples[s], smallest) for s in strengths))
     return Finding(
-        edge.id, workload, setting, tuple(points), verdict, _because(edge, points, verdict, root), p, root,
-        by_construction=edge.by_construction,
+        edge.id, workload, setting, metric, tuple(points), verdict, _because(edge, points, verdict, root), p, root
     )  # fmt: skip
 
 
@@ -212,20 +217,23 @@ def findings(edge: schema.Influence, records: Iterable[Mapping[str, Any]] | None
     tx = load()
     if records is None:
         records = stores.reference.records(edge.address) or stores.here.records(edge.address)
-    higher = tx.metrics[tx.metric(edge.metric)].direction == "higher"
     groups: dict[str, dict[float | None, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
-    about: dict[str, tuple[str, str]] = {}
+    about: dict[str, tuple[str, str, str]] = {}
     stale: dict[str, bool] = defaultdict(bool)
+    counted: dict[str, bool] = {}
     for record in records:
         setting = dict(record["setting"])
         strength = setting.pop(edge.along) if edge.along else None
         name = canonical([record["workload"], setting])
-        about[name] = (record["workload"], label(setting))
-        groups[name][strength].append((record["seed"], contrast(edge, record, higher)))
+        metric = tx.metric(setting.pop("metric", edge.metric))
+        about[name] = (record["workload"], label(setting), metric)
+        counted[name] = edge.by_construction and record["type"] == "quality"
+        higher = tx.metrics[metric].direction == "higher"
+        groups[name][strength].append((record["seed"], contrast(edge, record, metric, higher)))
         stale[name] |= is_stale(tx, edge, record)
     found = []
     for name, samples in groups.items():
         ordered = {strength: [c for _, c in sorted(values)] for strength, values in samples.items()}
         finding = conclude(edge, ordered, *about[name])
-        found.append(Finding(**{**finding.__dict__, "stale": stale[name]}))
-    return tuple(found)
+        found.append(replace(finding, stale=stale[name], by_construction=counted[name]))
+    return tuple(sorted(found, key=lambda finding: finding.metric != tx.metric(edge.metric)))

@@ -56,6 +56,7 @@ class Contest:
 
     `work` is what one call of each does, in `unit`s; throughput is `work` over seconds. `values` are figures that the
     same set-up yields on the way (error, bytes moved). `missing` names contestants that are not here, with the reason.
+    `works` says each contestant's own work where they differ: rates are then compared, not times.
     """
 
     contestants: Mapping[str, Callable[[], Any]]
@@ -63,6 +64,7 @@ class Contest:
     unit: str
     values: Values = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
+    works: Mapping[str, float] = field(default_factory=dict)
 
 
 class Protocol(ABC):

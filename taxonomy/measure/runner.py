@@ -170,8 +170,8 @@ def take(tx: Taxonomy, job: Job, workload: Any = None) -> Record:
         contest: Contest = protocol.contest(case)
         record["times"] = {who: [_short(t) for t in ts] for who, ts in interleave(contest.contestants).items()}
         record["work"], record["unit"] = contest.work, contest.unit
-        if works := getattr(contest, "works", None):
-            record["works"] = dict(works)
+        if contest.works:
+            record["works"] = dict(contest.works)
         _put(record, contest.values)
         for who, reason in contest.missing.items():
             record.setdefault("missing", {}).setdefault(who, {})["latency"] = reason

@@ -1,0 +1,303 @@
+"""Techniques of several levels on one network, in the order in which an engineer would apply them.
+
+Transforms as written, fine-tuned; batch norm folded; one number format on the weights and inputs of convolutions and
+linear layers, scales from 256 training items, biases and accumulators FP32; operators bound layer by layer where they
+support the layer. What the format and the operators really execute is said, not assumed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Built", "OperatorLayer", "RoundedLayer", "Stack", "bind", "fold", "round_layers"]
+
+JOINS = ("transform", "number-format", "operator", "cost-model", "fault", "codec")
+CALIBRATION = 256
+
+
+class RoundedLayer(nn.Module):
+    """A layer whose weight was rounded once and whose input is rounded in every call; it refuses a second format."""
+
+    def __init__(self, layer: nn.Module, weight_format: Any, input_format: Any):
+        super().__init__()
+        if isinstance(layer, RoundedLayer):
+            raise ValueError(f"the layer is already in {layer.input_format!r}; a stack takes one number format")
+        self.layer, self.weight_format, self.input_format = copy.deepcopy(layer), weight_format, input_format
+        with torch.no_grad():
+            self.layer.weight.copy_(weight_format.round(layer.weight.detach()))  # type: ignore[operator,union-attr]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(self.input_format.round(x.detach()))
+
+
+class OperatorLayer(nn.Module):
+    """A linear or convolution layer computed by an operator of the house, its weight prepared once."""
+
+    def __init__(self, op: Any, layer: nn.Linear | nn.Conv2d):
+        super().__init__()
+        self.op, self.bias = op, layer.bias
+        weight = layer.weight.detach()
+        if isinstance(layer, nn.Conv2d):
+            options = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
+            prepared = op.prepare(weight, groups=layer.groups)
+            bias = None if layer.bias is None else layer.bias.detach()
+            self.call = lambda x: op.conv2d(x, prepared, bias=bias, **options)
+        else:
+            prepared = op.prepare(weight) if hasattr(op, "linear") else op.prepare(weight.T)
+            product = op.linear if hasattr(op, "linear") else op.matmul
+            self.call = lambda x: self._linear(product, x, prepared)
+
+    def _linear(self, product: Any, x: Tensor, prepared: Any) -> Tensor:
+        y = product(x.detach().reshape(-1, x.shape[-1]), prepared).reshape(*x.shape[:-1], -1)
+        return y if self.bias is None else y + self.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(x)
+
+
+def _layers(network: nn.Module) -> Iterable[tuple[str, nn.Module]]:
+    return ((name, m) for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear | nn.RNNBase))
+
+
+def _replaced(network: nn.Module, new: dict[str, nn.Module]) -> nn.Module:
+    for name, module in new.items():
+        parent, _, child = name.rpartition(".")
+        setattr(network.get_submodule(parent), child, module)
+    return network
+
+
+def fold(network: nn.Module) -> nn.Module:
+    """A copy in which every batch norm that follows a convolution is folded into it."""
+    from torch.fx.experimental.optimization import fuse
+
+    network = copy.deepcopy(network).eval()
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
+        return network
+    return fuse(network)
+
+
+def round_layers(network: nn.Module, number_format: Any, items: Tensor) -> nn.Module:
+    """A copy whose convolution and linear layers compute on rounded weights and inputs; scales fitted on `items`."""
+    network = copy.deepcopy(network).eval()
+    inputs: dict[str, Tensor] = {}
+    layers = {name: m for name, m in _layers(network) if isinstance(m, nn.Conv2d | nn.Linear)}
+    handles = [
+        layer.register_forward_pre_hook(lambda m, args, name=name: inputs.__setitem__(name, args[0].detach()))
+        for name, layer in layers.items()
+    ]
+    with torch.no_grad():
+        network(items)
+    for handle in handles:
+        handle.remove()
+    return _replaced(network, {
+        name: RoundedLayer(layer, number_format.fit(layer.weight.detach()), number_format.fit(inputs[name]))
+        for name, layer in layers.items()
+    })  # fmt: skip
+
+
+def bind(network: nn.Module, operators: Iterable[Any], number_format: str, items: Tensor) -> tuple[nn.Module, float]:
+    """Bind each layer to the first operator that supports it in this format; the others stay with torch.
+
+    Returns
+    -------
+    network, covered
+        A copy, and the share of the multiply-accumulates that the operators compute.
+    """
+    from kernels.counting import macs_by_layer
+
+    network = copy.deepcopy(network)
+    counts = macs_by_layer(network, items[:1])
+    new: dict[str, nn.Module] = {}
+    for name, layer in _layers(network):
+        op = next((op for op in operators if op.supports(layer, number_format)), None)
+        if op is not None:
+            new[name] = OperatorLayer(op, layer)  # type: ignore[arg-type]
+    covered = sum(counts.get(name, 0) for name in new) / max(sum(counts.values()), 1)
+    return _replaced(network, new), covered
+
+
+@dataclass(frozen=True)
+class Built:
+    """A stack applied to one workload."""
+
+    network: nn.Module
+    covered: float
+    executes: bool
+    """Whether every layer really runs in the stack's format, so that its time means something."""
+
+
+class Stack:
+    """Techniques of several levels together; parts are `id` or `id:parameter=value,parameter=value`.
+
+    Raises
+    ------
+    ValueError
+        If a part is of a kind that joins no stack, or a second number format.
+
+    Examples
+    --------
+    >>> import taxonomy
+    >>> taxonomy.load().stack("magnitude-pruning:density=0.1", "bfloat16", "csr")
+    Stack('magnitude-pruning:density=0.1', 'bfloat16', 'csr')
+    """
+
+    def __init__(self, *parts: str, taxonomy: Any = None):
+        if taxonomy is None:
+            from taxonomy import load
+
+            taxonomy = load()
+        self.taxonomy, self.parts = taxonomy, parts
+        self.nodes, self.subjects = [], []
+        for part in parts:
+            name, _, text = part.partition(":")
+            node = taxonomy[name]
+            if node.kind not in JOINS:
+                raise ValueError(f"{name}: a {node.kind} joins no stack; these do: {', '.join(JOINS)}")
+            self.nodes.append(node)
+            self.subjects.append(node.reference(**_parameters(text, part)))
+        formats = [node.id for node in self.nodes if node.kind == "number-format"]
+        if len(formats) > 1:
+            raise ValueError(f"a stack takes one number format, got {' and '.join(formats)}")
+
+    def __repr__(self) -> str:
+        return f"Stack({', '.join(map(repr, self.parts))})"
+
+    def _of(self, kind: str) -> list[Any]:
+        return [s for node, s in zip(self.nodes, self.subjects, strict=True) if node.kind == kind]
+
+    def build(self, workload: Any, seed: int = 0) -> Built:
+        """The network with everything applied; the workload's own is untouched."""
+        from kernels.model.transform import bake
+
+        data, network = workload.data(), workload.trained()
+        items = torch.from_numpy(data.train.x[:CALIBRATION])
+        for transform in self._of("transform"):
+            network = transform.apply(network, data)
+            workload.recipe.finetune(network, data, seed=seed)
+            network = bake(network)
+        network = fold(network)
+        formats, operators = self._of("number-format"), self._of("operator")
+        if formats:
+            network = round_layers(network, formats[0], items)
+        name = next((node.id for node in self.nodes if node.kind == "number-format"), "fp32")
+        covered = 0.0
+        if operators:
+            network, covered = bind(network, operators, name, items)
+        return Built(network, covered, executes=not formats or covered == 1.0)
+
+    def evaluate(self, workload: Any, seed: int = 0) -> pd.DataFrame:
+        """Figures of the stack beside the baseline: who, metric, value, reason.
+
+        Parameters
+        ----------
+        workload : str or datasets.Workload
+        seed : int
+            Of fine-tuning and of faults.
+        """
+        import pandas as pd
+
+        import datasets
+
+        if isinstance(workload, str):
+            workload = self.taxonomy.workload(workload)
+        data = workload.data()
+        item = torch.from_numpy(data.test.x[:1])
+        baseline, built = workload.trained(), self.build(workload, seed)
+        rows = [
+            *_figures("baseline", baseline, item, datasets.accuracy(baseline, data.test)),
+            *_figures("self", built.network, item, datasets.accuracy(built.network, data.test)),
+            {"who": "self", "metric": "stored_bits", "value": self._stored_bits(built.network), "reason": ""},
+            {"who": "self", "metric": "covered_macs", "value": built.covered, "reason": ""},
+            *self._latency(baseline, built, item),
+            *self._modelled(built.network, item),
+            *self._faulty(built.network, data, seed),
+        ]
+        return pd.DataFrame(rows, columns=["who", "metric", "value", "reason"])
+
+    def _stored_bits(self, network: nn.Module) -> float:
+        formats, codecs, operators = self._of("number-format"), self._of("codec"), self._of("operator")
+        bits = 0.0
+        weights = {id(layer.weight) for _, layer in _weighted(network)}
+        for _, layer in _weighted(network):
+            weight = layer.weight.detach()  # type: ignore[operator,union-attr]
+            if codecs:
+                stored = formats[0].fit(weight).encode(weight).codes if formats else weight.numpy()
+                bits += 8 * len(codecs[0].encode(stored))
+            elif formats:
+                bits += formats[0].stored_bits(tuple(weight.shape))
+            elif operators and hasattr(operators[0].prepare(weight.reshape(len(weight), -1)), "stored_bits"):
+                bits += operators[0].prepare(weight.reshape(len(weight), -1)).stored_bits()
+            else:
+                bits += 32 * weight.numel()
+        return bits + sum(32 * p.numel() for p in network.parameters() if id(p) not in weights)
+
+    def _latency(self, baseline: nn.Module, built: Built, item: Tensor) -> list[dict[str, Any]]:
+        if not built.executes:
+            reason = "emulated: no layer executes this format here"
+            return [{"who": "self", "metric": "latency", "value": float("nan"), "reason": reason}]
+        from taxonomy.measure.timing import interleave
+        from taxonomy.statistics import median
+
+        with torch.no_grad():
+            times = interleave({"self": lambda: built.network(item), "baseline": lambda: baseline(item)})
+        return [{"who": who, "metric": "latency", "value": median(ts), "reason": ""} for who, ts in times.items()]
+
+    def _modelled(self, network: nn.Module, item: Tensor) -> Iterable[dict[str, Any]]:
+        from kernels.counting import layers
+        from kernels.implementation.dataflow.layer import Layer
+
+        for model in self._of("cost-model"):
+            counts = model.cost(Layer.from_counted(layer) for layer in layers(network, item))
+            for metric, value in (("cycles", counts.cycles), ("core_utilization", counts.utilization)):
+                yield {"who": type(model).__name__, "metric": metric, "value": float(value), "reason": "modelled"}
+
+    def _faulty(self, network: nn.Module, data: Any, seed: int) -> Iterable[dict[str, Any]]:
+        import datasets
+
+        for fault in self._of("fault"):
+            for rate in (1e-5, 1e-4, 1e-3):
+                damaged = copy.deepcopy(network)
+                for i, (_, layer) in enumerate(_weighted(damaged)):
+                    stored = fault.corrupt(fault.protect(layer.weight.detach().numpy()), rate, (seed, i))  # type: ignore
+                    with torch.no_grad():
+                        layer.weight.copy_(torch.from_numpy(fault.recover(stored)))  # type: ignore[operator,union-attr]
+                value = datasets.accuracy(damaged, data.test)
+                reason = f"bit-error rate {rate:g}"
+                yield {"who": type(fault).__name__, "metric": "accuracy", "value": value, "reason": reason}
+
+
+def _weighted(network: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [(name, m) for name, m in _layers(network) if isinstance(getattr(m, "weight", None), Tensor)]
+
+
+def _figures(who: str, network: nn.Module, item: Tensor, accuracy: float) -> list[dict[str, Any]]:
+    from kernels.counting import macs, nonzero_parameters, parameters, peak_activation_bytes
+
+    values = {
+        "accuracy": accuracy, "parameters": parameters(network), "nonzero_parameters": nonzero_parameters(network),
+        "macs": macs(network, item), "peak_activation_bytes": peak_activation_bytes(network, item),
+    }  # fmt: skip
+    return [{"who": who, "metric": name, "value": float(value), "reason": ""} for name, value in values.items()]
+
+
+def _parameters(text: str, part: str) -> dict[str, Any]:
+    import yaml
+
+    found = {}
+    for assignment in filter(None, text.split(",")):
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"{part!r}: expected parameter=value after the colon, got {assignment!r}")
+        found[name.strip()] = yaml.safe_load(value)
+    return found
+
+

@@ -1,0 +1,127 @@
+"""From repetitions to a verdict: planted effects are found, shuffled arms are not."""
+
+import math
+import random
+
+import pytest
+
+import taxonomy
+from taxonomy import store as stores
+from taxonomy.verdict import TIMES, conclude, contrast, crossover, findings, judge, smallest_effect, vote
+
+tx = taxonomy.load()
+CROSSOVER = next(edge for edge in tx.influences() if edge.estimand == "crossover" and edge.metric == "latency")
+
+
+def record(times, setting, seed):
+    return {"subject": CROSSOVER.id, "variant": {}, "workload": CROSSOVER.workloads[0], "setting": setting,
+            "type": "timing", "seed": seed, "times": times, "fingerprint": ""}  # fmt: skip
+
+
+def synthetic(effect, strengths=(0.05, 0.1, 0.2, 0.5), noise=0.03, seed=0, repetitions=5):
+    rng = random.Random(seed)
+    records = []
+    for repetition in range(repetitions):
+        drift = rng.gauss(0, 0.2)  # a machine is faster or slower as a whole: paired ratios do not see it
+        for strength in strengths:
+            base = [math.exp(drift + rng.gauss(0, noise)) for _ in range(15)]
+            own = [math.exp(drift - effect(strength) + rng.gauss(0, noise)) for _ in range(15)]
+            times = {"baseline": base, "self": own}
+            records.append(record(times, {CROSSOVER.along: strength}, repetition))
+    return records
+
+
+def shuffled(records, seed):
+    """Arms exchanged at random: round by round for times, repetition by repetition for the rest."""
+    rng = random.Random(seed)
+    out = []
+    for one in records:
+        new = dict(one)
+        if "times" in one:
+            pairs = [("baseline", "self")] if "baseline" in one["times"] else [("source", "both"), ("neither", "target")]
+            times = {who: list(values) for who, values in one["times"].items()}
+            for a, b in pairs:
+                for i in range(len(times[a])):
+                    if rng.random() < 0.5:
+                        times[a][i], times[b][i] = times[b][i], times[a][i]
+            new["times"] = times
+            new.pop("works", None)
+        out.append(new)
+    return out
+
+
+def test_a_planted_crossover_is_recovered():
+    planted = 0.15
+    found = findings(CROSSOVER, synthetic(lambda d: math.log(planted / d)))
+    assert len(found) == 1
+    finding = found[0]
+    assert finding.verdict == "supported"
+    value, low, high = finding.crossover
+    assert low <= planted <= high and value == pytest.approx(planted, rel=0.1)
+
+
+def test_a_planted_effect_of_one_sign_contradicts_mixed():
+    finding = findings(CROSSOVER, synthetic(lambda d: 0.5))[0]
+    assert finding.verdict == "contradicted" and finding.crossover is None
+    assert all(point.vote == "+" for point in finding.points)
+
+
+@pytest.mark.parametrize("noise", [0.03, 0.1, 0.3])
+def test_shuffled_arms_reject_at_most_as_often_as_they_may(noise):
+    rejections = 0
+    for seed in range(200):
+        records = shuffled(synthetic(lambda d: math.log(0.15 / d), noise=noise, seed=seed), seed)
+        found = findings(CROSSOVER, records)
+        rejections += any(point.vote in "+-" for f in found for point in f.points)
+    assert rejections / 200 <= 0.08
+
+
+@pytest.mark.parametrize("edge", tx.influences(), ids=lambda edge: edge.id)
+def test_the_stored_times_with_shuffled_arms_reject_at_most_as_often(edge):
+    records = [r for r in stores.reference.records(edge.address) if "times" in r]
+    if not records:
+        assert any("values" in r for r in stores.reference.records(edge.address)), "not measured"
+        return
+    rejected = sum(
+        any(point.vote in "+-" for f in findings(edge, shuffled(records, seed)) for point in f.points)
+        for seed in range(200)
+    )
+    assert rejected / 200 <= 0.08
+
+
+def test_accuracy_is_a_difference_and_interactions_are_differences_of_contrasts():
+    edge = CROSSOVER.model_copy(update={"metric": "accuracy"})
+    assert contrast(edge, {"values": {"baseline": {"accuracy": 0.9}, "self": {"accuracy": 0.93}}}, "accuracy", True) \
+        == pytest.approx(0.03)  # fmt: skip
+    both = CROSSOVER.model_copy(update={"estimand": "interaction"})
+    cells = {"neither": [8.0] * 3, "target": [4.0] * 3, "source": [3.0] * 3, "both": [3.0] * 3}
+    assert contrast(both, {"times": cells}, "latency", False) == pytest.approx(-math.log(2))
+
+
+def test_votes_follow_the_smallest_effect():
+    small = smallest_effect("latency")
+    assert small == pytest.approx(math.log(1.1))
+    assert vote([small * 3 + e for e in (-0.01, 0, 0.01, 0.005, -0.005)], small).vote == "+"
+    assert vote([-small * 3 + e for e in (-0.01, 0, 0.01, 0.005, -0.005)], small).vote == "-"
+    assert vote([e for e in (-0.01, 0, 0.01, 0.005, -0.005)], small).vote == "0"
+    assert vote([-1.0, 1.0, 0.5, -0.5, 0.2], small).vote == "?"
+    assert vote([5.0, 5.01, 5.02], small).vote == "?", "fewer than five repetitions decide nothing"
+
+
+def test_the_table_of_verdicts():
+    assert judge("+", "0?") == judge("-", "+0".replace("+", "?")) == "inconclusive"
+    assert judge("mixed", "00") == "contradicted" and judge("mixed", "+-") == "supported"
+    assert judge("needs", "--") == "inconclusive"
+
+
+def test_crossover_is_none_without_a_change_of_sign_in_some_repetition():
+    assert crossover([0.1, 1.0], [[1.0, -1.0], [1.0, 0.5]]) is None
+
+
+def test_conclusion_says_what_would_decide():
+    finding = conclude(CROSSOVER, {0.1: [0.3, 0.31], 0.2: [-0.3, -0.31]})
+    assert finding.verdict == "inconclusive" and "5 repetitions are needed" in finding.because
+
+
+def test_times_are_the_metrics_of_time():
+    assert set(TIMES) <= set(tx.metrics)
