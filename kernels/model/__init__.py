@@ -1,0 +1,1 @@
+"""Techniques of the model level: what is computed."""
