@@ -62,9 +62,9 @@ def weights(*ids: str) -> None:
     """Train the baseline network of each workload (or of those named) by its recipe, and commit its weights."""
     from safetensors.torch import save
 
-    from datasets import WORKLOADS, accuracy, workload
+    from datasets.workloads import NETWORKS, accuracy, workload
 
-    for name in ids or WORKLOADS:
+    for name in ids or NETWORKS:
         subject = workload(name)
         network = subject.network()
         subject.recipe.train(network, subject.data())

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
+from typing import Any
 
 from datasets.card import nearest
 from datasets.workloads.base import Workload
 from datasets.workloads.recipe import Recipe, accuracy
 
-__all__ = ["WORKLOADS", "Recipe", "Workload", "accuracy", "workload"]
+__all__ = ["NETWORKS", "WORKLOADS", "Recipe", "Workload", "accuracy", "workload"]
 
-WORKLOADS = ("digits-mlp", "mnist-cnn", "noisy-digits-cnn")
+NETWORKS = ("digits-mlp", "mnist-cnn", "noisy-digits-cnn")
+WORKLOADS = (*NETWORKS, "digits-search")
 
 
 @cache
-def workload(id: str) -> Workload:
+def workload(id: str) -> Any:
     """One of the house's workloads.
 
     Parameters
     ----------
-    id : {"digits-mlp", "mnist-cnn", "noisy-digits-cnn"}
+    id : {"digits-mlp", "mnist-cnn", "noisy-digits-cnn", "digits-search"}
+
+    Returns
+    -------
+    Workload
+        Or, for a search, its space with every answer in a table.
 
     Raises
     ------
