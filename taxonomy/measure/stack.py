@@ -104,7 +104,9 @@ def round_layers(network: nn.Module, number_format: Any, items: Tensor) -> nn.Mo
     })  # fmt: skip
 
 
-def bind(network: nn.Module, operators: Iterable[Any], number_format: str, items: Tensor) -> tuple[nn.Module, float]:
+def bind(
+    network: nn.Module, operators: Iterable[Any], number_format: str | None, items: Tensor
+) -> tuple[nn.Module, float]:
     """Bind each layer to the first operator that supports it in this format; the others stay with torch.
 
     Returns
@@ -188,7 +190,7 @@ class Stack:
         formats, operators = self._of("number-format"), self._of("operator")
         if formats:
             network = round_layers(network, formats[0], items)
-        name = next((node.id for node in self.nodes if node.kind == "number-format"), "fp32")
+        name = next((node.id for node in self.nodes if node.kind == "number-format"), None)
         covered = 0.0
         if operators:
             network, covered = bind(network, operators, name, items)
