@@ -17,6 +17,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from math import prod
 from typing import Any
 
@@ -273,42 +274,47 @@ def peak_activation_bytes(network: nn.Module, x: Any) -> int:
 
 
 class _Allocations(TorchDispatchMode):
-    """Bytes of the storages that operations created and nobody has freed yet."""
+    """Every storage that operations create, from then until somebody frees the last reference to it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = self.peak = 0
-        self.known: set[int] = set()
+        self.events: list[tuple[int, int]] = []  # (storage, bytes): positive when made, negative when freed
+        self.alive: dict[int, int] = {}  # address of a live storage -> its number; an address is used again when free
 
-    def free(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.live -= size
+    def free(self, address: int, number: int, size: int) -> None:
+        del self.alive[address]
+        self.events.append((number, -size))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         before = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
         out = func(*args, **(kwargs or {}))
         for tensor in _tensors(out):
             storage = tensor.untyped_storage()
-            key, size = storage._cdata, storage.nbytes()
-            if key not in self.known and key not in before:
-                self.known.add(key)
-                self.live += size
-                weakref.finalize(storage, self.free, key, size)
-        self.peak = max(self.peak, self.live)
+            address, number, size = storage._cdata, len(self.events), storage.nbytes()
+            if address not in self.alive and address not in before:
+                self.alive[address] = number
+                self.events.append((number, size))
+                weakref.finalize(storage, self.free, address, number, size)
         return out
 
+    def peak(self, without: Iterable[Tensor]) -> int:
+        left_out = {self.alive.get(tensor.untyped_storage()._cdata) for tensor in without}
+        return max(accumulate((size for number, size in self.events if number not in left_out), initial=0))
 
-def training_peak_bytes(step: Callable[[], Any]) -> int:
-    """The most bytes that the tensors made by `step` hold at one moment: forward, backward and update.
+
+def training_peak_bytes(network: nn.Module, step: Callable[[], Any]) -> int:
+    """The most bytes that the tensors made by one training step hold at one moment, gradients of parameters apart.
 
     Unlike `peak_activation_bytes` this watches when memory is really freed, because what training keeps is decided by
-    the graph of the backward pass: activations saved for it, gradients, and copies that an optimizer makes. What
-    exists before (parameters, the batch) does not count; what one operation allocates inside itself is not seen.
+    the graph of the backward pass: activations saved for it, what is computed again, gradients of activations. What
+    exists before (parameters, the batch, the optimizer's state) does not count, nor do the gradients of the network's
+    parameters, which every way of training needs; what one operation allocates inside itself is not seen.
 
     Parameters
     ----------
+    network : torch.nn.Module
     step : callable
-        Runs one step of training, e.g. ``lambda: loss(network(x), y).backward()``.
+        Runs forward and backward once, e.g. ``lambda: loss(network(x), y).backward()``.
 
     Returns
     -------
@@ -317,14 +323,14 @@ def training_peak_bytes(step: Callable[[], Any]) -> int:
 
     Examples
     --------
-    >>> w = torch.ones(1000, requires_grad=True)
-    >>> training_peak_bytes(lambda: w.exp().sum().backward())  # exp(w) is saved, its gradient is made beside it
-    8008
+    >>> network, x = nn.Sequential(nn.Linear(10, 100), nn.Sigmoid()), torch.zeros(5, 10)
+    >>> training_peak_bytes(network, lambda: network(x).sum().backward())  # σ(z), the gradient of z, two scalars
+    4008
     """
     allocations = _Allocations()
     with allocations:
         step()
-    return allocations.peak
+    return allocations.peak(without=(p.grad for p in network.parameters() if p.grad is not None))
 
 
 def parameters(network: nn.Module) -> int:

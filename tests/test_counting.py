@@ -248,20 +248,26 @@ def test_training_keeps_what_backward_needs():
             y = y.sigmoid()
         y.sum().backward()
 
-    assert training_peak_bytes(step) == 4 * (n * (depth + 2) + 2)  # 2: the sum and its gradient
-    x.grad = None
+    chain = nn.Sequential(*[nn.Sigmoid()] * depth)
+    assert training_peak_bytes(chain, step) == 4 * (n * (depth + 2) + 2)  # 2: the sum and its gradient
     with torch.no_grad():
-        assert training_peak_bytes(lambda: x.sigmoid().sigmoid().sigmoid()) == 4 * 2 * n
+        assert training_peak_bytes(chain, lambda: x.sigmoid().sigmoid().sigmoid()) == 4 * 2 * n
 
 
-def test_training_peak_sees_gradients_and_forgets_what_is_freed():
-    linear = nn.Linear(100, 50)
-    x = torch.randn(1, 100)
-    peak = training_peak_bytes(lambda: linear(x).sum().backward())
-    assert 4 * (100 * 50 + 50) <= peak <= 4 * (2 * 100 * 50 + 250)
-    assert training_peak_bytes(lambda: [x * 2 for _ in range(3)]) == 1200
-    assert training_peak_bytes(lambda: [None for _ in range(3) if (x * 2).shape]) == 400
-    assert training_peak_bytes(lambda: None) == 0
+def test_training_peak_leaves_out_gradients_of_parameters_only():
+    linear, x = nn.Linear(1000, 500), torch.randn(1, 1000)
+    peak = training_peak_bytes(linear, lambda: linear(x).sum().backward())
+    assert 4 * 500 <= peak < 4 * 1000 and linear.weight.grad is not None
+    elsewhere = training_peak_bytes(nn.Linear(1, 1), lambda: torch.autograd.grad(linear(x).sum(), linear.weight))
+    assert elsewhere >= 4 * 1000 * 500
+
+
+def test_training_peak_forgets_what_is_freed():
+    x, network = torch.randn(100), nn.Identity()
+    assert training_peak_bytes(network, lambda: [x * 2 for _ in range(3)]) == 1200
+    assert training_peak_bytes(network, lambda: [None for _ in range(3) if (x * 2).shape]) == 400
+    assert training_peak_bytes(network, lambda: x.view(10, 10).mul_(1)) == 0
+    assert training_peak_bytes(network, lambda: None) == 0
 
 
 def test_parameters_and_zeros():
