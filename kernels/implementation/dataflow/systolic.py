@@ -31,7 +31,7 @@ Source: Samajdar et al., "SCALE-Sim: Systolic CNN accelerator simulator", arXiv 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 from kernels.energy import DRAM_ENERGY, OPERAND_BYTES, mac_energy, sram_energy
@@ -163,6 +163,10 @@ class SystolicArray:
     def cost_gemm(self, m: int, n: int, k: int) -> Counts:
         """The same for the product of an m x k matrix of inputs by a k x n matrix of weights."""
         return self.cost(Layer.gemm(m, n, k))
+
+    def ideal(self) -> IdealArray:
+        """The lower bound for an array of this size."""
+        return IdealArray(**asdict(self))
 
     def _cost(self, layer: Layer) -> Counts:
         m, n, k = layer.gemm_shape(ceil=self.convention == "scale-sim")

@@ -96,6 +96,8 @@ class ZeroSpaceEcc:
     ValueError
         If the format or the code is unknown.
 
+    Source: Guan et al., arXiv 1910.14479.
+
     Examples
     --------
     >>> w = np.array([0.5, -0.25, 0.1], np.float32)

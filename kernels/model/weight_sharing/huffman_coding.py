@@ -169,6 +169,8 @@ class HuffmanCoding:
     ValueError
         If the kind of symbol is unknown or the length out of range.
 
+    Source: Han et al., arXiv 1510.00149, section 4.
+
     Examples
     --------
     >>> weights = np.random.default_rng(0).normal(0, 0.05, 10000).astype(np.float32)

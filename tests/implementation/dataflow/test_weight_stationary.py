@@ -1,0 +1,45 @@
+"""Weight-stationary: bytes counted by walking the folds, and by hand at the edge of each buffer."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kernels.implementation.dataflow.layer import Layer
+from kernels.implementation.dataflow.weight_stationary import WeightStationary
+
+small, side = st.integers(1, 9), st.integers(1, 4)
+LAYER = Layer(64, 64, 56, 56, kernel=3, padding=1)  # m 3136, n 64, k 576; 196 KiB of inputs, 36 KiB of weights
+M, N, K = LAYER.gemm_shape()
+
+
+def tiles(extent: int, step: int) -> list[int]:
+    """Sizes of the pieces that an extent is cut into."""
+    return [min(step, extent - start) for start in range(0, extent, step)]
+
+
+@given(m=small, n=small, k=small, rows=side, columns=side)
+def test_on_chip_accesses_counted_fold_by_fold(m, n, k, rows, columns):
+    ifmap = filters = ofmap = 0
+    for c in tiles(n, columns):
+        for i, r in enumerate(tiles(k, rows)):
+            filters += r * c  # loaded
+            ifmap += m * r  # streamed past
+            ofmap += m * c * (2 if i else 1)  # written, and read before from the second tile on
+    sram = WeightStationary(rows, columns).cost_gemm(m, n, k).sram
+    assert (sram.ifmap, sram.filter, sram.ofmap) == (ifmap, filters, 4 * ofmap)
+
+
+def test_weights_come_once_and_inputs_once_per_column_tile_unless_they_stay():
+    for kib in (1, 1024):
+        assert WeightStationary(filter_kib=kib).cost(LAYER).dram.filter == K * N
+    assert WeightStationary().cost(LAYER).dram.ifmap == 64 * 56 * 56
+    assert WeightStationary(ifmap_kib=256).cost(LAYER).dram.ifmap == M * K * 2  # two column tiles of 32 filters
+    assert WeightStationary(ifmap_kib=392).cost(LAYER).dram.ifmap == 64 * 56 * 56  # just fits its half
+
+
+def test_partial_sums_that_do_not_fit_go_out_and_come_back():
+    assert WeightStationary().cost(LAYER).dram.ofmap == M * N
+    spilled = WeightStationary(ofmap_kib=32).cost(LAYER).dram.ofmap
+    assert spilled == M * N + 2 * (K // 32 - 1) * M * N * 4
+    assert WeightStationary(ofmap_kib=1).cost_gemm(1000, 32, 32).dram.ofmap == 32000  # one row tile: finished at once

@@ -1,0 +1,48 @@
+"""The protocol on the workloads' own layers: totals known from elsewhere, and every figure it promises."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+import datasets
+from kernels.counting import macs
+from kernels.implementation.dataflow.weight_stationary import WeightStationary
+from taxonomy.load import ROOT
+from taxonomy.measure.protocol import Case, Missing
+from taxonomy.measure.protocols.cost_model import layers_of_workload, protocol
+
+RESNET = yaml.safe_load((ROOT / "workloads.yml").read_text())["resnet18-layers"]
+WORKLOADS = {
+    "mnist-cnn": datasets.workload("mnist-cnn"),
+    "resnet18-layers": SimpleNamespace(id="resnet18-layers", settings=RESNET["settings"]),
+}
+NODE = SimpleNamespace(id="weight-stationary", peers=("scale-sim",))
+
+
+@pytest.mark.parametrize("workload", WORKLOADS.values(), ids=WORKLOADS.keys())
+def test_every_metric_of_every_trial(workload):
+    cycles = []
+    for trial in protocol.trials(NODE, {}, workload):
+        values = protocol.quality(Case(NODE, {}, WeightStationary(), workload, trial.setting, trial.seed))
+        own, ideal = values["self"], values["baseline"]
+        assert own.keys() == ideal.keys() == set(protocol.metrics)
+        assert own["macs"] == ideal["macs"]
+        for metric in ("cycles", "memory_access", "sram_access", "energy"):
+            assert own[metric] >= ideal[metric] > 0
+        assert 0 < own["core_utilization"] <= ideal["core_utilization"] <= 1
+        assert isinstance(values["scale-sim"]["cycles"], Missing)
+        cycles.append(own["cycles"])
+    assert cycles == sorted(cycles, reverse=True) and len(cycles) == 4
+
+
+def test_layers_are_those_that_others_count():
+    resnet = layers_of_workload(WORKLOADS["resnet18-layers"])
+    assert len(resnet) == 21
+    assert sum(layer.macs for layer in resnet) == 1_814_073_344  # exact count of convolutions and the linear layer
+    workload = WORKLOADS["mnist-cnn"]
+    own = sum(layer.macs for layer in layers_of_workload(workload))
+    assert own == macs(workload.network(), torch.zeros(1, *workload.input_shape))
