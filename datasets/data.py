@@ -73,8 +73,8 @@ class Data:
         """Checksum of all items and labels: two data sets with the same one are the same."""
         digest = hashlib.sha256()
         for split in (self.train, self.validation, self.test):
-            digest.update(np.ascontiguousarray(split.x))
-            digest.update(np.ascontiguousarray(split.y))
+            digest.update(split.x.tobytes())
+            digest.update(split.y.tobytes())
         return digest.hexdigest()
 
 
@@ -112,8 +112,8 @@ def _read(name: str) -> Data:
     with np.load(io.BytesIO(content)) as arrays:
         # bytes to [0, 1]: the largest value is white
         white = np.float32(card["white"])
-        splits = [_frozen(arrays[f"x_{split}"] / white, arrays[f"y_{split}"]) for split in SPLITS]
-    return Data(name, *splits, classes=card["classes"])
+        train, validation, test = (_frozen(arrays[f"x_{split}"] / white, arrays[f"y_{split}"]) for split in SPLITS)
+    return Data(name, train, validation, test, card["classes"])
 
 
 def _noisy_digits(check: bool = True) -> Data:
@@ -129,7 +129,8 @@ def _noisy_digits(check: bool = True) -> Data:
         return _frozen(x + (card["noise"] * normal).astype(np.float32), y)
 
     train = noisy(digits.train[: card["train"]], draws=1)
-    data = Data("noisy-digits", train, *(noisy(split, card["draws"]) for split in (digits.validation, digits.test)), 10)
+    validation, test = (noisy(split, card["draws"]) for split in (digits.validation, digits.test))
+    data = Data("noisy-digits", train, validation, test, card["classes"])
     if check and data.sha256 != card["sha256"]:
         raise ValueError(f"noisy-digits: expected sha256 {card['sha256']}, derived {data.sha256}; see its card")
     return data

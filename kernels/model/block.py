@@ -31,10 +31,10 @@ class ConvSpec:
 
     in_channels: int
     out_channels: int
-    kernel_size: int | tuple[int, int]
-    stride: int | tuple[int, int] = 1
-    padding: int | str | tuple[int, int] = 0
-    dilation: int | tuple[int, int] = 1
+    kernel_size: int | tuple[int, ...]
+    stride: int | tuple[int, ...] = 1
+    padding: int | str | tuple[int, ...] = 0
+    dilation: int | tuple[int, ...] = 1
     bias: bool = True
 
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -64,17 +64,8 @@ class DepthwiseSeparable:
             Layers named depthwise, norm, activation and pointwise; stride and dilation belong to the first.
         """
         middle = spec.in_channels * self.multiplier
-        depthwise = nn.Conv2d(
-            spec.in_channels,
-            middle,
-            spec.kernel_size,
-            spec.stride,
-            spec.padding,
-            spec.dilation,
-            groups=spec.in_channels,
-            bias=False,
-        )
-        layers: OrderedDict[str, nn.Module] = OrderedDict(depthwise=depthwise)
+        spatial = asdict(spec) | {"out_channels": middle, "groups": spec.in_channels, "bias": False}
+        layers: OrderedDict[str, nn.Module] = OrderedDict(depthwise=nn.Conv2d(**spatial))
         if self.norm:
             layers["norm"] = nn.BatchNorm2d(middle)
         if self.activation:

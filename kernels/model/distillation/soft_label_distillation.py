@@ -64,6 +64,10 @@ class SoftLabelDistillation:
     weight : float
         0 <= w <= 1, the share of the teacher's term.
 
+    Source
+    ------
+    Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2.
+
     Examples
     --------
     >>> import datasets

@@ -31,7 +31,7 @@ class MagnitudePruning:
 
     Source
     ------
-    Han, Pool, Tran and Dally, "Learning both Weights and Connections for Efficient Neural Network", NIPS 2015,
+    Han, Pool, Tran and Dally, "Learning both Weights and Connections for Efficient Neural Networks", NIPS 2015,
     section 3; the gradual schedule: Zhu and Gupta, "To prune, or not to prune", 2017, equation 1.
 
     Examples

@@ -1,0 +1,68 @@
+"""How blocks are measured: the same network with other blocks, trained from scratch at the same budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from datasets import Workload, accuracy
+from kernels.model.block import StandardConvolution, replace
+from taxonomy.measure.figures import costs
+from taxonomy.measure.protocol import REPETITIONS, Case, Contest, Missing, Protocol, Trial, Values
+from taxonomy.measure.protocols.transform import forward_pass, is_timed, timing_trials
+
+__all__ = ["BlockProtocol", "protocol"]
+
+
+class BlockProtocol(Protocol):
+    """Every standard convolution is built by the block, or stays standard: `self` and `baseline`, five seeds each."""
+
+    kind = "block"
+    version = 1
+    metrics = ("accuracy", "parameters", "stored_bits", "macs", "peak_activation_bytes", "latency")
+
+    def trials(self, technique: Any, variant: Mapping[str, Any], workload: Any) -> list[Trial]:
+        quality = [Trial(seed=seed) for seed in range(REPETITIONS)]
+        return quality + timing_trials(technique, variant)
+
+    def quality(self, case: Case) -> Values:
+        values: Values = {
+            "self": _trained(case.subject, case.workload, case.seed),
+            "baseline": _trained(StandardConvolution(), case.workload, case.seed),
+        }
+        if not is_timed(case.technique, case.variant):
+            values["self"]["latency"] = Missing(case.technique.settings["untimed"])
+        return values
+
+    def contest(self, case: Case) -> Contest:
+        networks = {
+            "self": _drawn(case.subject, case.workload, case.seed),
+            "baseline": _drawn(StandardConvolution(), case.workload, case.seed),
+        }
+        return forward_pass(networks, case.workload.data(), case.setting["batch"])
+
+
+def _drawn(block: Any, workload: Workload, seed: int) -> nn.Module:
+    """The workload's untrained network with its standard convolutions built by `block`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return replace(workload.network(seed), block)
+
+
+@cache
+def _figures(block: Any, workload: Workload, seed: int) -> dict[str, float]:
+    """Accuracy and costs after training; remembered, because all variants share one baseline."""
+    network = _drawn(block, workload, seed)
+    workload.recipe.train(network, workload.data(), seed=seed)
+    return {"accuracy": accuracy(network, workload.data().test), **costs(network, workload)}
+
+
+def _trained(block: Any, workload: Workload, seed: int) -> dict[str, float | Missing]:
+    return {**_figures(block, workload, seed)}
+
+
+protocol = BlockProtocol()

@@ -1,0 +1,101 @@
+"""How transforms of a trained network are measured: what is left of accuracy, what is left of cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from datasets import accuracy
+from kernels.model.transform import bake
+from taxonomy.measure.figures import costs
+from taxonomy.measure.protocol import REPETITIONS, Case, Contest, Missing, Protocol, Trial, Values
+
+__all__ = ["BATCHES", "TransformProtocol", "forward_pass", "is_timed", "protocol", "timing_trials"]
+
+BATCHES = (1, 64)
+
+
+class TransformProtocol(Protocol):
+    """Transform the trained network, fine-tune it by the workload's recipe, bake it; beside it the untouched network.
+
+    Where the implementation offers `at_random(seed)`, a blind transform of the same strength goes the same way.
+    A technique's settings may name the variants that are `timed`, and why the others are `untimed`.
+    """
+
+    kind = "transform"
+    version = 1
+    metrics = (
+        "accuracy",
+        "accuracy_before_finetuning",
+        "parameters",
+        "nonzero_parameters",
+        "stored_bits",
+        "macs",
+        "effective_macs",
+        "peak_activation_bytes",
+        "latency",
+    )
+
+    def trials(self, technique: Any, variant: Mapping[str, Any], workload: Any) -> list[Trial]:
+        quality = [Trial(seed=seed) for seed in range(REPETITIONS)]
+        return quality + timing_trials(technique, variant)
+
+    def quality(self, case: Case) -> Values:
+        workload = case.workload
+        data, untouched = workload.data(), workload.trained()
+        values: Values = {"baseline": {"accuracy": accuracy(untouched, data.test), **costs(untouched, workload)}}
+        contestants = {"self": case.subject}
+        if hasattr(case.subject, "at_random"):
+            contestants["random"] = case.subject.at_random(case.seed)
+        for who, transform in contestants.items():
+            network = transform.apply(workload.trained(), data)
+            before = accuracy(network, data.test)
+            workload.recipe.finetune(network, data, seed=case.seed)
+            baked = bake(network)
+            values[who] = {
+                "accuracy": accuracy(baked, data.test),
+                "accuracy_before_finetuning": before,
+                **costs(baked, workload),
+            }
+        if not is_timed(case.technique, case.variant):
+            values["self"]["latency"] = Missing(case.technique.settings["untimed"])
+        return values
+
+    def contest(self, case: Case) -> Contest:
+        data, untouched = case.workload.data(), case.workload.trained()
+        network = bake(case.subject.apply(case.workload.trained(), data))
+        return forward_pass({"self": network, "baseline": untouched}, data, case.setting["batch"])
+
+
+def is_timed(technique: Any, variant: Mapping[str, Any]) -> bool:
+    """Whether a variant's latency is measured: every one's is, unless the technique's settings name those that are."""
+    return dict(variant) in technique.settings.get("timed", [dict(variant)])
+
+
+def timing_trials(technique: Any, variant: Mapping[str, Any]) -> list[Trial]:
+    """Latency of one item and of a batch, each in fresh processes."""
+    if not is_timed(technique, variant):
+        return []
+    return [Trial({"batch": batch}, seed, timing=True) for batch in BATCHES for seed in range(REPETITIONS)]
+
+
+def forward_pass(networks: Mapping[str, nn.Module], data: Any, batch: int) -> Contest:
+    """Inference of each network on the same test items."""
+    x = torch.tensor(data.test.x[:batch])
+
+    def inference(network: nn.Module) -> Any:
+        network.eval()
+
+        def call() -> torch.Tensor:
+            with torch.inference_mode():
+                return network(x)
+
+        return call
+
+    return Contest({who: inference(network) for who, network in networks.items()}, work=len(x), unit="items")
+
+
+protocol = TransformProtocol()

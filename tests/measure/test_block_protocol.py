@@ -1,0 +1,69 @@
+"""The block protocol on a small task: same budget, same draw of what both networks share."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import nn
+
+from datasets import Data, Recipe, Split, Workload
+from kernels.model.block import StandardConvolution
+from kernels.model.compact_convolution.depthwise_separable import DepthwiseSeparable
+from taxonomy.measure.protocol import Case
+from taxonomy.measure.protocols.block import _drawn, _figures, protocol
+
+
+def stripes(n, seed):
+    """Horizontal or vertical stripes under noise."""
+    random, y = np.random.default_rng(seed), np.arange(n) % 2
+    wave = np.where(np.arange(6) % 2, 1.0, -1.0)
+    clean = np.where(y[:, None, None] == 1, wave[None, :, None], wave[None, None, :])
+    return Split((clean + 0.5 * random.normal(size=(n, 6, 6)))[:, None], y)
+
+
+def network():
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 1), nn.Conv2d(4, 8, 3), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(8, 2)
+    )
+
+
+WORKLOAD = Workload(
+    "stripes", network, Data("stripes", stripes(128, 0), stripes(32, 1), stripes(64, 2), 2), Recipe(epochs=8)
+)
+NODE = SimpleNamespace(settings={})
+
+
+def case(setting=None, seed=0):
+    return Case(NODE, {}, DepthwiseSeparable(), WORKLOAD, setting or {}, seed)
+
+
+def test_figures_are_those_counted_by_hand():
+    values = protocol.quality(case())
+    ours, standard = values["self"], values["baseline"]
+    rest = 8 + 18  # the first and the last layer
+    assert standard["parameters"] == rest + 4 * 8 * 9 + 8
+    assert ours["parameters"] == rest + 4 * 9 + 2 * 4 + 4 * 8 + 8
+    assert standard["macs"] == 4 * 36 + 4 * 8 * 9 * 16 + 16
+    assert ours["macs"] == 4 * 36 + (4 * 9 + 4 * 8) * 16 + 16
+    assert standard["stored_bits"] == 32 * standard["parameters"]
+    assert standard["accuracy"] > 0.9 and ours["accuracy"] > 0.8
+    assert set(protocol.metrics) - {"latency"} <= set(ours)
+    torch.manual_seed(7)
+    _figures.cache_clear()
+    assert protocol.quality(case()) == values
+
+
+def test_what_both_networks_share_starts_the_same():
+    ours, standard = (_drawn(block, WORKLOAD, 3) for block in (DepthwiseSeparable(), StandardConvolution()))
+    assert torch.equal(ours[0].weight, standard[0].weight) and torch.equal(ours[5].weight, standard[5].weight)
+    again = _drawn(DepthwiseSeparable(), WORKLOAD, 3)
+    assert torch.equal(ours[1].depthwise.weight, again[1].depthwise.weight)
+
+
+def test_trials_and_timing():
+    trials = protocol.trials(NODE, {}, WORKLOAD)
+    assert len([t for t in trials if not t.timing]) == 5 and len([t for t in trials if t.timing]) == 10
+    contest = protocol.contest(case({"batch": 3}))
+    assert {call().shape for call in contest.contestants.values()} == {(3, 2)} and contest.work == 3

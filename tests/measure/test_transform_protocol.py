@@ -1,0 +1,126 @@
+"""The transform protocol on a small task: its figures are counted by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from datasets import Data, Recipe, Split, Workload
+from kernels.model.pruning.magnitude_pruning import MagnitudePruning
+from taxonomy.measure.figures import costs, effective_macs, stored_bits
+from taxonomy.measure.protocol import Case, Missing
+from taxonomy.measure.protocols.transform import protocol
+
+
+def blobs(n, seed):
+    random = np.random.default_rng(seed)
+    y = np.arange(n) % 2
+    return Split(random.normal(size=(n, 1, 4, 4)) + 2 * y[:, None, None, None] - 1, y)
+
+
+def network():
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2, bias=False))
+
+
+WORKLOAD = Workload(
+    "blobs", network, Data("blobs", blobs(200, 0), blobs(40, 1), blobs(100, 2), 2), Recipe(epochs=4, learning_rate=0.02)
+)
+
+
+@dataclass
+class Node:
+    settings: dict = field(default_factory=dict)
+
+
+def case(subject, variant=None, setting=None, seed=0, **settings):
+    return Case(Node(settings=settings), variant or {"density": 0.25}, subject, WORKLOAD, setting or {}, seed)
+
+
+@pytest.fixture(scope="module")
+def values():
+    return protocol.quality(case(MagnitudePruning(0.25)))
+
+
+def test_figures_are_those_counted_by_hand(values):
+    """36 + 4 + 128 parameters; 36 * 16 + 128 multiply-accumulates; 164 weights of layers, of which 41 remain."""
+    ours, untouched = values["self"], values["baseline"]
+    assert untouched["parameters"] == ours["parameters"] == 168
+    assert untouched["nonzero_parameters"] == 168 and ours["nonzero_parameters"] == 4 + 41
+    assert untouched["macs"] == untouched["effective_macs"] == ours["macs"] == 36 * 16 + 128
+    assert untouched["stored_bits"] == 32 * 168 and ours["stored_bits"] == 164 + 32 * 41 + 32 * 4
+    assert ours["peak_activation_bytes"] == untouched["peak_activation_bytes"] > 0
+    in_convolution, rest = divmod(ours["effective_macs"] - 41, 15)  # one of its weights works 16 times, others once
+    assert 0 < in_convolution < 36 and rest == 0
+
+
+def test_magnitude_beats_chance_and_fine_tuning_helps(values):
+    assert set(values) == {"self", "baseline", "random"}
+    assert values["self"]["accuracy"] >= values["self"]["accuracy_before_finetuning"]
+    assert values["self"]["accuracy"] > 0.9 and values["baseline"]["accuracy"] > 0.95
+    assert values["random"]["nonzero_parameters"] == values["self"]["nonzero_parameters"]
+
+
+def test_quality_is_deterministic_for_a_seed_and_leaves_the_trained_network_alone(values):
+    torch.manual_seed(99)
+    assert protocol.quality(case(MagnitudePruning(0.25))) == values
+    other = protocol.quality(case(MagnitudePruning(0.25), seed=1))
+    assert other["baseline"] == values["baseline"] and other["random"] != values["random"]
+
+
+def test_every_metric_has_a_value_or_a_reason():
+    trials = protocol.trials(Node(), {"density": 0.25}, WORKLOAD)
+    assert [t.seed for t in trials if not t.timing] == [0, 1, 2, 3, 4]
+    assert {(t.setting["batch"], t.seed) for t in trials if t.timing} == {(b, s) for b in (1, 64) for s in range(5)}
+    untimed = {"timed": [{"density": 0.1}], "untimed": "the same"}
+    assert not any(t.timing for t in protocol.trials(Node(settings=untimed), {"density": 0.25}, WORKLOAD))
+    assert any(t.timing for t in protocol.trials(Node(settings=untimed), {"density": 0.1}, WORKLOAD))
+    figures = protocol.quality(case(MagnitudePruning(0.25), **untimed))["self"]
+    assert set(protocol.metrics) == set(protocol.metrics) & set(figures) and figures["latency"] == Missing("the same")
+
+
+def test_contestants_of_the_timing_do_the_same_work():
+    contest = protocol.contest(case(MagnitudePruning(0.25), setting={"batch": 7}))
+    assert set(contest.contestants) == {"self", "baseline"} and (contest.work, contest.unit) == (7, "items")
+    results = {who: call() for who, call in contest.contestants.items()}
+    assert all(result.shape == (7, 2) for result in results.values())
+    assert not torch.equal(results["self"], results["baseline"])
+
+
+def test_a_transform_without_a_blind_rival_has_none():
+    class Identity:
+        def apply(self, network, data):
+            return network
+
+    values = protocol.quality(case(Identity()))
+    assert set(values) == {"self", "baseline"}
+    assert values["self"]["accuracy_before_finetuning"] == values["baseline"]["accuracy"]
+
+
+def test_stored_bits_chooses_the_smaller_form_for_each_tensor():
+    layer = nn.Linear(8, 4)
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.weight[0, 0] = 1
+        layer.bias.fill_(1)
+    assert stored_bits(layer) == (32 + 32) + 4 * 32
+
+
+def test_effective_products_of_recurrent_and_functional_layers():
+    recurrent = nn.GRU(3, 4)
+    nn.init.zeros_(recurrent.weight_ih_l0)
+    assert effective_macs(recurrent, torch.zeros(5, 1, 3)) == 5 * 12 * 4
+
+    class Product(nn.Module):
+        def forward(self, x):
+            return x @ x.mT
+
+    assert effective_macs(Product(), torch.zeros(1, 3, 4)) == 9 * 4
+
+
+def test_memory_footprint_is_parameters_and_activations():
+    figures = costs(WORKLOAD.network(), WORKLOAD)
+    assert figures["memory_footprint"] == 4 * 168 + figures["peak_activation_bytes"]
