@@ -158,9 +158,10 @@ def _measure(tx: Any, options: argparse.Namespace) -> int:
         rows = runner.plan(tx, options.ids or None, store)
         total = sum(row["seconds"] for row in rows)
         lines = [("id", "quality", "timing", "seconds"), *(tuple(row.values()) for row in rows)]
-        _print(options, rows, f"{_table(lines)}\nabout {total:.0f} core-seconds in all" if rows else "nothing to measure")
+        text = f"{_table(lines)}\nabout {total:.0f} core-seconds in all" if rows else "nothing to measure"
+        _print(options, rows, text)
         return 0
-    left = runner.pending(tx, runner.jobs(tx, options.ids or None), *runner._covering(store))
+    left = runner.pending(tx, runner.jobs(tx, options.ids or None), *runner.covering(store))
 
     def report_line(line: str) -> None:
         print(line, file=sys.stderr, flush=True)

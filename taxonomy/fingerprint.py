@@ -42,9 +42,9 @@ class _Module:
         tree = ast.parse(((path / "__init__.py") if self.package else path.with_suffix(".py")).read_text("utf-8"))
         self.definitions: dict[str, list[ast.stmt]] = {}
         self.imports: dict[str, str] = {}
-        for node in _top_level(tree.body):
-            for name_ in _bound_names(node):
-                self.definitions.setdefault(name_, []).append(node)
+        for statement in _top_level(tree.body):
+            for bound in _bound_names(statement):
+                self.definitions.setdefault(bound, []).append(statement)
         for node in ast.walk(tree):  # imports inside functions count too
             if isinstance(node, ast.ImportFrom):
                 for alias in node.names:
@@ -85,7 +85,7 @@ def _bound_names(node: ast.stmt) -> Iterable[str]:
                     yield part.id
 
 
-def _without_docstrings(node: ast.AST) -> ast.AST:
+def _without_docstrings(node: ast.stmt) -> ast.stmt:
     for part in ast.walk(node):
         if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             first = part.body[0] if part.body else None
@@ -223,7 +223,7 @@ def protocol_version(kind: str, root: Path = ROOT) -> int:
                 if isinstance(target, ast.Name)
             }
             if fields.get("kind") == kind:
-                return int(fields.get("version", 1))
+                return int(str(fields.get("version", 1)))
     raise LookupError(f"{path.name}: no class with kind = {kind!r}")
 
 
@@ -241,7 +241,8 @@ def _workload_key(workload: str, root: Path, _state: Any) -> str:
 
     def card(*parts: str) -> dict[str, Any]:
         path = root.joinpath("datasets", *parts)
-        return yaml.load(path.read_text("utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if path.is_file() else {}
+        loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        return yaml.load(path.read_text("utf-8"), loader) if path.is_file() else {}
 
     entry = card("workloads", "card.yml").get(workload, {})
     sums = [entry.get("sha256")]

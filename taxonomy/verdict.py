@@ -201,10 +201,14 @@ def _because(edge: schema.Influence, points: Sequence[Point], verdict: Verdict, 
     if verdict == "inconclusive":
         fewest = min(point.n for point in points)
         short = fewest < LEAST_REPETITIONS
-        text += f"; {LEAST_REPETITIONS} repetitions are needed, there are {fewest}" if short else (
-            "; more repetitions, or stronger settings, would decide the points marked ?"
-            if "?" in ballot
-            else "; a wider range of strengths would decide it"
+        text += (
+            f"; {LEAST_REPETITIONS} repetitions are needed, there are {fewest}"
+            if short
+            else (
+                "; more repetitions, or stronger settings, would decide the points marked ?"
+                if "?" in ballot
+                else "; a wider range of strengths would decide it"
+            )
         )
     return text
 

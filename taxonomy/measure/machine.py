@@ -64,7 +64,7 @@ def _compiled() -> Any:
     @njit
     def chains(seeds: Any, steps: int) -> None:
         # twelve independent chains hide the latency of one multiply-add on every core of the last decade
-        tile = tile_load(seeds, 0, LANES, 12, 1, LANES)
+        tile: Any = tile_load(seeds, 0, LANES, 12, 1, LANES)  # type: ignore[call-arg]
         for _ in range(steps):
             tile = tile_fma(tile, seeds, 0, 0, seeds, 0)
         tile_store(tile, seeds, 0, LANES)

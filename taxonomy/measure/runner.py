@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
     from taxonomy.query import Taxonomy
 
-__all__ = ["Job", "MeasurementFailed", "estimate", "jobs", "measure_now", "pending", "plan", "protocol_of", "run", "take"]
+__all__ = [
+    "Job", "MeasurementFailed", "covering", "estimate", "jobs", "measure_now", "pending", "plan", "protocol_of", "run",
+    "take", "workloads_of",
+]  # fmt: skip
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
@@ -93,7 +96,8 @@ def jobs(tx: Taxonomy, names: Sequence[str] | None = None) -> Iterator[Job]:
         nodes = [known[name] if name in known else tx[name] for name in names]
     for node in nodes:
         for workload in workloads_of(tx, node):
-            for variant in getattr(node, "variants", ({},)):
+            variants: tuple[dict[str, Any], ...] = getattr(node, "variants", ({},))
+            for variant in variants:
                 for trial in _protocol(node).trials(node, dict(variant), tx.workload(workload)):
                     yield Job(node, dict(variant), workload, trial)
 
@@ -131,7 +135,7 @@ def estimate(owed: Sequence[Job]) -> dict[str, float]:
 
 def plan(tx: Taxonomy, names: Sequence[str] | None = None, store: Store = stores.here) -> list[dict[str, Any]]:
     """What a run would take, and how long: one row a node."""
-    left = pending(tx, jobs(tx, names), *_covering(store))
+    left = pending(tx, jobs(tx, names), *covering(store))
     seconds = estimate(left)
     rows = []
     for name in dict.fromkeys(job.node.id for job in left):
@@ -141,7 +145,7 @@ def plan(tx: Taxonomy, names: Sequence[str] | None = None, store: Store = stores
     return rows
 
 
-def _covering(store: Store) -> tuple[Store, ...]:
+def covering(store: Store) -> tuple[Store, ...]:
     """A fresh record of the reference covers this machine too; the reference itself wants its own."""
     return (store,) if store is stores.reference else (stores.reference, store)
 
@@ -196,7 +200,7 @@ def _put(record: Record, values: Any) -> None:
                 continue
             number = float(value)
             if number != number:
-                raise ValueError(f"{record['subject']}: {metric} of {who} is not a number; give Missing(reason) instead")
+                raise ValueError(f"{record['subject']}: {metric} of {who} is no number; give Missing(reason) instead")
             record.setdefault("values", {}).setdefault(who, {})[metric] = number if number % 1 else int(number)
 
 
@@ -361,13 +365,13 @@ def measure_now(node: Any, workload: Any = None, variant: dict[str, Any] | None 
     records = []
     for name in names:
         own = not isinstance(name, str)
-        target = name if own else tx.workload(name)
+        target: Any = name if own else tx.workload(name)
         for parameters in [variant] if variant is not None else node.variants:
             trials = _protocol(node).trials(node, dict(parameters), target)
             for trial in trials:
                 if trial.timing and trial.seed:
                     continue
-                job = Job(node, dict(parameters), name.id if own else name, trial)
+                job = Job(node, dict(parameters), target.id, trial)
                 record = take(tx, job, target)
                 records.append(record)
                 if not own:

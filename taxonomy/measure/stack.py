@@ -31,7 +31,9 @@ class RoundedLayer(nn.Module):
         super().__init__()
         if isinstance(layer, RoundedLayer):
             raise ValueError(f"the layer is already in {layer.input_format!r}; a stack takes one number format")
-        self.layer, self.weight_format, self.input_format = copy.deepcopy(layer), weight_format, input_format
+        self.layer = copy.deepcopy(layer)
+        self.weight_format: Any = weight_format
+        self.input_format: Any = input_format
         with torch.no_grad():
             self.layer.weight.copy_(weight_format.round(layer.weight.detach()))  # type: ignore[operator,union-attr]
 
@@ -254,11 +256,10 @@ class Stack:
         return [{"who": who, "metric": "latency", "value": median(ts), "reason": ""} for who, ts in times.items()]
 
     def _modelled(self, network: nn.Module, item: Tensor) -> Iterable[dict[str, Any]]:
-        from kernels.counting import layers
-        from kernels.implementation.dataflow.layer import Layer
+        from kernels.implementation.dataflow.layer import layers_of
 
         for model in self._of("cost-model"):
-            counts = model.cost(Layer.from_counted(layer) for layer in layers(network, item))
+            counts = model.cost(layers_of(network, item))
             for metric, value in (("cycles", counts.cycles), ("core_utilization", counts.utilization)):
                 yield {"who": type(model).__name__, "metric": metric, "value": float(value), "reason": "modelled"}
 
@@ -301,5 +302,3 @@ def _parameters(text: str, part: str) -> dict[str, Any]:
             raise ValueError(f"{part!r}: expected parameter=value after the colon, got {assignment!r}")
         found[name.strip()] = yaml.safe_load(value)
     return found
-
-

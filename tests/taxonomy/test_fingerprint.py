@@ -8,12 +8,28 @@ import taxonomy
 from taxonomy.fingerprint import ROOT, closure, protocol_version, workload_key
 from taxonomy.freshness import expected
 
+SHARED = '''LIMIT = 3
+
+def helper(x):
+    """Say."""
+    return x + LIMIT
+
+def other(x):
+    return x
+'''
+LATE = """def round_it(x):
+    from kernels import shared
+    return shared.other(x)
+
+class C:
+    run = round_it
+"""
 FILES = {
     "kernels/__init__.py": "",
-    "kernels/shared.py": 'LIMIT = 3\n\ndef helper(x):\n    """Say."""\n    return x + LIMIT\n\ndef other(x):\n    return x\n',
-    "kernels/a.py": "from kernels.shared import helper\n\nclass A:\n    def round(self, x):\n        return helper(x)\n",
-    "kernels/b.py": "import kernels.shared as s\n\nclass B:\n    def round(self, x):\n        return s.helper(x)\n",
-    "kernels/c.py": "def round_it(x):\n    from kernels import shared\n    return shared.other(x)\n\nclass C:\n    run = round_it\n",
+    "kernels/shared.py": SHARED,
+    "kernels/a.py": "from kernels.shared import helper\nclass A:\n    def round(self, x):\n        return helper(x)\n",
+    "kernels/b.py": "import kernels.shared as s\nclass B:\n    def round(self, x):\n        return s.helper(x)\n",
+    "kernels/c.py": LATE,
     "datasets/__init__.py": "",
 }
 
@@ -66,8 +82,9 @@ def test_what_does_not_exist_is_named(house):
 def test_in_this_house_a_shared_helper_makes_exactly_its_users_stale(tmp_path, monkeypatch):
     import taxonomy.fingerprint as module
 
+    left_out = shutil.ignore_patterns("*.npz", "__pycache__", "measurements")
     for name in ("kernels", "datasets"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.npz", "__pycache__", "measurements"))
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=left_out)
     tx = taxonomy.load()
     starts = {node.id: [node.implementation, *node.reaches] for node in tx}
     shared = "kernels.arithmetic.number_format:NumberFormat"

@@ -38,7 +38,8 @@ def shuffled(records, seed):
     for one in records:
         new = dict(one)
         if "times" in one:
-            pairs = [("baseline", "self")] if "baseline" in one["times"] else [("source", "both"), ("neither", "target")]
+            cells = [("source", "both"), ("neither", "target")]
+            pairs = [("baseline", "self")] if "baseline" in one["times"] else cells
             times = {who: list(values) for who, values in one["times"].items()}
             for a, b in pairs:
                 for i in range(len(times[a])):

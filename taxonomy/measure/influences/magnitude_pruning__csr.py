@@ -34,7 +34,7 @@ class Experiment(Protocol):
         density, columns = case.setting["density"], case.setting["columns"]
         torch.manual_seed(case.seed)
         layer = nn.Linear(SIZE, SIZE, bias=False)
-        pruned = bake(MagnitudePruning(density=density).apply(layer)).weight.detach()
+        pruned: torch.Tensor = bake(MagnitudePruning(density=density).apply(layer)).get_parameter("weight").detach()
         x = torch.randn(SIZE, columns)
         operator = Csr()
         weight, b = operator.prepare(pruned.numpy()), np.ascontiguousarray(x.numpy())
