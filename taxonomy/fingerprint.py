@@ -251,7 +251,7 @@ def _workload_key(workload: str, root: Path, _state: Any) -> str:
         described = card(data, "card.yml")
         sums.append(described.get("sha256"))
         data = described.get("derived_from")
-    return canonical([closure([f"datasets.workloads.{workload.replace('-', '_')}:WORKLOAD"], root), sums])
+    return canonical([closure([f"datasets.workloads.{workload.replace('-', '_')}:workload"], root), sums])
 
 
 def fingerprint(parts: Mapping[str, Any]) -> str:
