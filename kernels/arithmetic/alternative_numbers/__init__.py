@@ -1,0 +1,1 @@
+"""Alternative number systems: neither plain fixed point nor IEEE floating point."""

@@ -1,0 +1,48 @@
+"""Shifts that keep the width of what they shift.
+
+Numba widens every integer operation to 64 bits. The compiler narrows sums and masks again when their result is cast
+back, but not shifts by a variable count, and a loop with one such shift runs with half the lanes.
+
+Examples
+--------
+>>> import numpy as np
+>>> from numba import njit
+>>> @njit
+... def halved(x, out):
+...     for i in range(x.size):
+...         out[i] = shift_right(x[i], 1)
+>>> out = np.empty(3, np.int32)
+>>> halved(np.array([-4, 5, 6], np.int32), out)
+>>> out
+array([-2,  2,  3], dtype=int32)
+"""
+
+from __future__ import annotations
+
+from numba.core import types
+from numba.extending import intrinsic
+
+__all__ = ["shift_left", "shift_right"]
+
+
+def _shift(number, count, build):
+    if not isinstance(number, types.Integer) or not isinstance(count, types.Integer):
+        return None
+
+    def codegen(context, builder, signature, args):
+        return build(builder, args[0], context.cast(builder, args[1], count, number))
+
+    return number(number, count), codegen
+
+
+@intrinsic
+def shift_left(typingctx, number, count):
+    """`shift_left(number, count)`: 0 <= count < width; bits that leave the width are lost."""
+    return _shift(number, count, lambda builder, n, c: builder.shl(n, c))
+
+
+@intrinsic
+def shift_right(typingctx, number, count):
+    """`shift_right(number, count)`: 0 <= count < width; the sign enters a signed number, zeros an unsigned one."""
+    signed = isinstance(number, types.Integer) and number.signed
+    return _shift(number, count, lambda builder, n, c: builder.ashr(n, c) if signed else builder.lshr(n, c))

@@ -1,0 +1,210 @@
+"""What every number format can do: round real numbers to its grid, and turn them into codes and back.
+
+A format is a finite set of numbers, its *grid*, and a rule that sends every real number to one of them. A subclass says
+that rule for contiguous chunks; shapes, layouts, tensors and refusals are dealt with once, here.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from kernels.arrays import as_array, describe, is_tensor, like
+
+__all__ = ["Encoded", "NumberFormat"]
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Numbers as codes of a format; only the format that made them knows what they mean.
+
+    Parameters
+    ----------
+    codes : ndarray of unsigned integers
+        One code a number, in the smallest unsigned type that holds it.
+    scales : ndarray of float32 or None
+        What the decoded grid is multiplied by, for formats that have scales.
+    shape : tuple of int
+        Shape of the numbers.
+    """
+
+    codes: np.ndarray
+    scales: np.ndarray | None
+    shape: tuple[int, ...]
+
+
+class NumberFormat(ABC):
+    """Base of all number formats; subclasses are frozen dataclasses whose fields are the format's parameters."""
+
+    bits: int
+    """Bits of one code."""
+
+    @property
+    def dtype(self) -> type[np.floating]:
+        """The float type of rounded values: float32 where it holds the grid and its midpoints, else float64."""
+        return np.float32
+
+    @property
+    def code_dtype(self) -> type[np.unsignedinteger]:
+        """The smallest unsigned integer type that holds a code."""
+        return np.uint8 if self.bits <= 8 else np.uint16 if self.bits <= 16 else np.uint32
+
+    def round(self, x: Any, out: Any = None) -> Any:
+        """Replace every number by the one of the grid that the format's rule chooses, once and without a detour.
+
+        Parameters
+        ----------
+        x : array_like or torch.Tensor of float16, bfloat16, float32 or float64, any shape
+            Integers are refused, since the reader should say which float type is meant.
+        out : ndarray or torch.Tensor, optional
+            Where the result goes: the same shape, of type `dtype`. It may be `x`.
+
+        Returns
+        -------
+        ndarray or torch.Tensor of the shape of `x`
+            Values of type `dtype`; a tensor where `x` is one. No gradient flows through it.
+
+        Raises
+        ------
+        TypeError
+            If `x` is not floats, or `out` is no array of type `dtype`.
+        ValueError
+            If `out` has another shape than `x`.
+        """
+        source = _floats(x)
+        if out is None:
+            target = np.empty_like(source, dtype=self.dtype, subok=False)
+        else:
+            if not (is_tensor(out) or isinstance(out, np.ndarray)):
+                raise TypeError(f"out: expected an array or tensor of {np.dtype(self.dtype)}, got {describe(out)}")
+            target = as_array(out, "out")
+            if target.dtype != self.dtype:
+                raise TypeError(f"out: expected dtype {np.dtype(self.dtype)}, got {describe(out)}")
+            if target.shape != source.shape:
+                raise ValueError(f"out: expected the shape of x, {source.shape}, got {describe(out)}")
+        for numbers, rounded in self._chunks(source, target):
+            self._round(numbers, rounded)
+        return like(target, x) if out is None else out
+
+    def encode(self, x: Any) -> Encoded:
+        """Round as `round` does, and keep codes in place of values.
+
+        Parameters
+        ----------
+        x : array_like or torch.Tensor of floats, any shape
+
+        Returns
+        -------
+        Encoded
+            Codes in numpy arrays, of the shape of `x`.
+        """
+        source = _floats(x)
+        codes = np.empty(source.shape, self.code_dtype)
+        for numbers, chunk in self._chunks(source, codes):
+            self._encode(numbers, chunk)
+        return Encoded(codes, None, source.shape)
+
+    def decode(self, encoded: Encoded) -> np.ndarray:
+        """The numbers that codes stand for: ``decode(encode(x))`` equals ``round(x)``.
+
+        Returns
+        -------
+        ndarray of type `dtype`, of the encoded shape
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the codes have another type, another shape, or more bits than the format gives them.
+        """
+        codes, shape = np.asarray(encoded.codes), tuple(encoded.shape)
+        if codes.dtype != self.code_dtype:
+            raise TypeError(f"encoded: expected codes of dtype {np.dtype(self.code_dtype)}, got {describe(codes)}")
+        if codes.shape != shape:
+            raise ValueError(f"encoded: expected codes of shape {shape}, got {describe(codes)}")
+        if codes.size and int(codes.max()) >> self.bits:
+            raise ValueError(f"encoded: expected codes below 2^{self.bits}, got {int(codes.max())}")
+        out = np.empty(shape, self.dtype)
+        self._decode(np.ascontiguousarray(codes).reshape(-1), out.reshape(-1))
+        return out
+
+    def fit(self, x: Any) -> NumberFormat:
+        """The format with its scales chosen for `x`; a format without scales is its own fit."""
+        _floats(x)
+        return self
+
+    def stored_bits(self, shape: tuple[int, ...]) -> int:
+        """Bits that an array of this shape takes: codes packed without gaps, and scales where the format has them."""
+        return self.bits * prod(shape)
+
+    def values(self) -> np.ndarray:
+        """The grid: all finite values, ascending, as float64; for formats of at most 16 bits."""
+        if self.bits > 16:
+            raise ValueError(f"values: expected a format of at most 16 bits, got {self}")
+        codes = np.arange(2**self.bits).astype(self.code_dtype)
+        values = self.decode(Encoded(codes, None, codes.shape)).astype(np.float64)
+        return np.unique(values[np.isfinite(values)]) + 0.0  # -0 and 0 are one value
+
+    @abstractmethod
+    def _round(self, numbers: np.ndarray, out: np.ndarray) -> None:
+        """Round a contiguous chunk of type `dtype` into another."""
+
+    @abstractmethod
+    def _encode(self, numbers: np.ndarray, codes: np.ndarray) -> None:
+        """Encode a contiguous chunk of type `dtype`."""
+
+    @abstractmethod
+    def _decode(self, codes: np.ndarray, out: np.ndarray) -> None:
+        """Decode a contiguous chunk of codes."""
+
+    def _chunks(self, source: np.ndarray, target: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Pairs of contiguous 1-D views that cover both arrays in memory order; only what must be is copied, in pieces.
+
+        Rounding float64 to float32 and then to the grid would round twice. Rounding *to odd* in between does not: an
+        inexact number never lands on a float32 with an even pattern, and all the grid's decision points are such.
+        (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd",
+        IEEE Transactions on Computers, 2008.)
+        """
+        narrows = source.dtype == np.float64 and self.dtype is np.float32
+        flags = ["external_loop", "buffered", "zerosize_ok", "copy_if_overlap"]
+        if not narrows:  # else a chunk holds 8192 numbers at most: what narrowing makes stays in the cache
+            flags.append("grow_inner")
+        each = ["aligned", "contig", "overlap_assume_elementwise"]
+        chunks = np.nditer(  # type: ignore[call-overload]
+            [source, target],
+            flags=flags,
+            op_flags=[["readonly", *each], ["writeonly", *each]],
+            op_dtypes=[np.float64 if narrows else self.dtype, target.dtype],
+            order="K",
+            casting="safe",
+        )
+        with chunks:
+            for numbers, out in chunks:
+                if narrows:
+                    narrow = np.empty(numbers.shape, np.float32)
+                    _round_to_odd(numbers, narrow)
+                    numbers = narrow
+                yield numbers, out
+
+
+def _floats(x: Any) -> np.ndarray:
+    array = as_array(x, "x")
+    if array.dtype.type not in (np.float16, np.float32, np.float64):
+        raise TypeError(f"x: expected float16, bfloat16, float32 or float64, got {describe(x)}; convert it first")
+    return array
+
+
+@njit(cache=True)
+def _round_to_odd(x, out):
+    """Float64 to float32; an inexact number goes to its neighbour whose last bit is one."""
+    pattern = out.view(np.int32)
+    for i in range(x.size):
+        out[i] = np.float32(x[i])
+        back = np.float64(out[i])
+        truncated = pattern[i] - (abs(back) > abs(x[i]))
+        pattern[i] = truncated | (back != x[i])
