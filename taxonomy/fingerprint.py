@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["closure", "fingerprint", "protocol_version", "workload_key"]
+__all__ = ["closure", "fingerprint", "protocol_version", "snapshot", "workload_key"]
 
 HOUSE = ("kernels", "datasets")
 ROOT = Path(__file__).parent.parent
@@ -94,19 +94,22 @@ def _without_docstrings(node: ast.stmt) -> ast.stmt:
     return node
 
 
-def _mtimes(root: Path) -> tuple[tuple[str, int], ...]:
+def snapshot(root: Path = ROOT) -> tuple[tuple[str, int], ...]:
+    """Which files the house has, and when each was last written: while this is equal, closures are."""
     return tuple(
         (str(path), path.stat().st_mtime_ns) for house in HOUSE for path in sorted((root / house).rglob("*.py"))
     )
 
 
-def closure(start: Iterable[str], root: Path = ROOT) -> dict[str, str]:
+def closure(start: Iterable[str], root: Path = ROOT, state: Any = None) -> dict[str, str]:
     """Every definition of the house reached by name from `start`, with its source as it means.
 
     Parameters
     ----------
     start : iterable of str
         `module:name` each.
+    state : optional
+        A `snapshot` taken just before, for those who ask often.
 
     Raises
     ------
@@ -118,7 +121,7 @@ def closure(start: Iterable[str], root: Path = ROOT) -> dict[str, str]:
     >>> sorted(closure(["kernels.arrays:like"]))
     ['kernels.arrays:is_tensor', 'kernels.arrays:like']
     """
-    return dict(_closure(tuple(start), root, _mtimes(root)))
+    return dict(_closure(tuple(start), root, state or snapshot(root)))
 
 
 @lru_cache(maxsize=4096)
@@ -227,12 +230,12 @@ def protocol_version(kind: str, root: Path = ROOT) -> int:
     raise LookupError(f"{path.name}: no class with kind = {kind!r}")
 
 
-def workload_key(workload: str, settings: Any = (), root: Path = ROOT) -> str:
+def workload_key(workload: str, settings: Any = (), root: Path = ROOT, state: Any = None) -> str:
     """What a workload is: its definitions, the sha256 of its data and weights; for operands, their settings."""
     module = root / "datasets" / "workloads" / f"{workload.replace('-', '_')}.py"
     if not module.is_file():
         return canonical([workload, settings])
-    return _workload_key(workload, root, _mtimes(root))
+    return _workload_key(workload, root, state or snapshot(root))
 
 
 @lru_cache(maxsize=64)

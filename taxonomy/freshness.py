@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from taxonomy import schema
-from taxonomy.fingerprint import closure, fingerprint, protocol_version, workload_key
+from taxonomy.fingerprint import closure, fingerprint, protocol_version, snapshot, workload_key
 
 if TYPE_CHECKING:
     from taxonomy.query import Taxonomy
@@ -15,30 +16,47 @@ __all__ = ["expected", "is_stale"]
 
 
 def expected(
-    tx: Taxonomy, node: schema.Technique | schema.Influence, variant: Mapping[str, Any], workload: str, setting: Any
+    tx: Taxonomy,
+    node: schema.Technique | schema.Influence,
+    variant: Mapping[str, Any],
+    workload: str,
+    setting: Any,
+    state: Any = None,
 ) -> str:
-    """The fingerprint that a record of these conditions has if it is measured now."""
+    """The fingerprint that a record of these conditions has if it is measured now.
+
+    `state` is a `fingerprint.snapshot` taken just before, for those who ask often.
+    """
+    basis = _basis(tx, node.id, workload, state or snapshot())
+    return fingerprint({"basis": basis, "variant": variant, "setting": setting})
+
+
+@lru_cache(maxsize=4096)
+def _basis(tx: Taxonomy, name: str, workload: str, state: Any) -> str:
+    """What all records of a node on a workload depend on."""
+    node = next(node for node in (*tx, *tx.influences()) if node.id == name)
+    settings: Any = {}
     if isinstance(node, schema.Technique):
-        reached, version, settings = _reached(tx, node), protocol_version(node.kind), node.settings
+        start, version, settings = _reached(tx, node), protocol_version(node.kind), node.settings
     else:
         ends = [tx[node.source], tx[node.target]]
-        start = [end.implementation for end in ends] + [name for end in ends for name in end.reaches]
-        reached, version, settings = closure([*start, *node.reaches]), node.version, {}
+        start = [name for end in ends for name in _reached(tx, end)] + [*node.reaches]
+        version = node.version
     shapes = tx.workloads[workload].settings if workload in tx.workloads else ()
     return fingerprint({
-        "protocol": version, "reached": reached, "workload": workload_key(workload, shapes), "settings": settings,
-        "variant": variant, "setting": setting,
+        "protocol": version, "reached": closure(start, state=state), "settings": settings,
+        "workload": workload_key(workload, shapes, state=state),
     })  # fmt: skip
 
 
-def _reached(tx: Taxonomy, node: schema.Technique) -> dict[str, str]:
-    start = [node.implementation, *node.reaches]
-    if node.baseline in tx:
-        start.append(tx[node.baseline].implementation)
-    return closure(start)
+def _reached(tx: Taxonomy, node: schema.Technique) -> list[str]:
+    baseline = [tx[node.baseline].implementation] if node.baseline in tx else []
+    return [node.implementation, *node.reaches, *baseline]
 
 
-def is_stale(tx: Taxonomy, node: schema.Technique | schema.Influence, record: Mapping[str, Any]) -> bool:
+def is_stale(
+    tx: Taxonomy, node: schema.Technique | schema.Influence, record: Mapping[str, Any], state: Any = None
+) -> bool:
     """Whether something that the record depends on has changed since it was taken."""
-    now = expected(tx, node, record["variant"], record["workload"], record["setting"])
+    now = expected(tx, node, record["variant"], record["workload"], record["setting"], state)
     return record["fingerprint"] != now

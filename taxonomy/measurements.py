@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from taxonomy import store as stores
-from taxonomy.fingerprint import canonical
+from taxonomy.fingerprint import canonical, snapshot
 from taxonomy.freshness import is_stale
 from taxonomy.statistics import median, t_interval
 
@@ -50,18 +50,22 @@ def frame(tx: Taxonomy, technique: str | None = None, **conditions: Any) -> pd.D
         raise TypeError(f"measurements: unknown condition {unknown[0]!r}; it takes {', '.join(allowed)}")
     wanted = {name: value for name, value in conditions.items() if value is not None}
     nodes = [tx[technique]] if technique else list(tx)
+    state = snapshot()
     found = [
         row
         for node in nodes
         for store in (stores.reference, stores.here)
-        for row in rows(tx, node, store.records(node.address), store.name)
+        for row in rows(tx, node, store.records(node.address), store.name, state)
         if all(row[name] == value for name, value in wanted.items())
     ]
     return pd.DataFrame(found, columns=list(COLUMNS))
 
 
-def rows(tx: Taxonomy, node: Any, records: Iterable[Mapping[str, Any]], store: str = "here") -> list[dict[str, Any]]:
+def rows(
+    tx: Taxonomy, node: Any, records: Iterable[Mapping[str, Any]], store: str = "here", state: Any = None
+) -> list[dict[str, Any]]:
     """Tidy rows of one technique's records."""
+    state = state or snapshot()
     groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for record in records:
         if record["subject"] == node.id:
@@ -70,7 +74,7 @@ def rows(tx: Taxonomy, node: Any, records: Iterable[Mapping[str, Any]], store: s
     for group in groups.values():
         first = group[0]
         # a repetition whose definition has changed must not blur those that have not
-        fresh = [record for record in group if not is_stale(tx, node, record)]
+        fresh = [record for record in group if not is_stale(tx, node, record, state)]
         samples, reasons, units = _samples(fresh or group)
         order = {canonical(variant): variant for variant in node.variants}
         parameters = order.get(canonical(first["variant"]), first["variant"])

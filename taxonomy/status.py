@@ -6,6 +6,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from taxonomy import store as stores
+from taxonomy.fingerprint import snapshot
 from taxonomy.freshness import is_stale
 from taxonomy.store import key
 
@@ -26,11 +27,12 @@ def status(tx: Taxonomy) -> dict[str, Any]:
             family.level for family in sorted(tx.families.values(), key=lambda f: f.order))
     }  # fmt: skip
     missing: dict[str, list[str]] = {}
+    state = snapshot()
     for node in tx:
         row = levels[node.level]
         row["techniques"] += 1
         row["implemented"] += _implemented(node)
-        stale = sum(is_stale(tx, node, record) for record in stores.reference.records(node.address))
+        stale = sum(is_stale(tx, node, record, state) for record in stores.reference.records(node.address))
         row["stale"] += bool(stale)
         problems = complaints(tx, node)
         row["measured"] += not problems
@@ -66,7 +68,8 @@ def complaints(tx: Taxonomy, node: Any) -> list[str]:
     from taxonomy.measure.runner import jobs, protocol_of
 
     records = stores.reference.records(node.address)
-    fresh = {key(record): record for record in records if not is_stale(tx, node, record)}
+    state = snapshot()
+    fresh = {key(record): record for record in records if not is_stale(tx, node, record, state)}
     owed = list(jobs(tx, [node.id]))
     absent = [job for job in owed if job.key not in fresh]
     found = [f"{len(absent)} of {len(owed)} records missing or stale, first: {absent[0]}"] if absent else []

@@ -215,10 +215,11 @@ def _because(edge: schema.Influence, points: Sequence[Point], verdict: Verdict, 
 
 def findings(edge: schema.Influence, records: Iterable[Mapping[str, Any]] | None = None) -> tuple[Finding, ...]:
     """One finding per workload and setting of what the reference store holds, or of `records`."""
+    from taxonomy.fingerprint import snapshot
     from taxonomy.freshness import is_stale
     from taxonomy.load import load
 
-    tx = load()
+    tx, state = load(), snapshot()
     if records is None:
         records = stores.reference.records(edge.address) or stores.here.records(edge.address)
     groups: dict[str, dict[float | None, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
@@ -234,7 +235,7 @@ def findings(edge: schema.Influence, records: Iterable[Mapping[str, Any]] | None
         counted[name] = edge.by_construction and record["type"] == "quality"
         higher = tx.metrics[metric].direction == "higher"
         groups[name][strength].append((record["seed"], contrast(edge, record, metric, higher)))
-        stale[name] |= is_stale(tx, edge, record)
+        stale[name] |= is_stale(tx, edge, record, state)
     found = []
     for name, samples in groups.items():
         ordered = {strength: [c for _, c in sorted(values)] for strength, values in samples.items()}

@@ -21,6 +21,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from taxonomy import store as stores
+from taxonomy.fingerprint import snapshot
 from taxonomy.freshness import expected, is_stale
 from taxonomy.measure.protocol import Case, Contest, Missing, Protocol, Trial
 from taxonomy.store import Record, Store, key
@@ -105,6 +106,7 @@ def jobs(tx: Taxonomy, names: Sequence[str] | None = None) -> Iterator[Job]:
 def pending(tx: Taxonomy, owed: Iterable[Job], *where: Store) -> list[Job]:
     """Those jobs for which none of the stores holds a fresh record."""
     fresh: dict[str, set[str]] = {}
+    state = snapshot()
     left = []
     for job in owed:
         if job.node.id not in fresh:
@@ -112,7 +114,7 @@ def pending(tx: Taxonomy, owed: Iterable[Job], *where: Store) -> list[Job]:
                 key(record)
                 for store in where
                 for record in store.records(job.node.address)
-                if record["subject"] == job.node.id and not is_stale(tx, job.node, record)
+                if record["subject"] == job.node.id and not is_stale(tx, job.node, record, state)
             }
         if job.key not in fresh[job.node.id]:
             left.append(job)
