@@ -1,0 +1,156 @@
+"""The runner: it measures what is missing and nothing else, survives being killed, and shares a store."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import taxonomy
+from taxonomy.fingerprint import ROOT
+from taxonomy.measure import runner
+from taxonomy.measure.machine import describe, limits
+from taxonomy.measure.protocol import Contest, Missing, Protocol, Trial
+from taxonomy.measure.timing import interleave
+from taxonomy.store import Store
+
+tx = taxonomy.load()
+CHEAP = ("zero-space-ecc", "digits-mlp")
+PROGRAM = """
+import sys, taxonomy
+from taxonomy.measure import runner
+from taxonomy.store import Store
+if __name__ == "__main__":
+    tx, store = taxonomy.load(), Store("test", __import__("pathlib").Path(sys.argv[1]))
+    owed = [job for job in runner.jobs(tx, [sys.argv[2]]) if job.workload == sys.argv[3]]
+    runner.run(tx, runner.pending(tx, owed, store), store, workers=int(sys.argv[4]))
+"""
+
+
+def cheap_jobs():
+    return [job for job in runner.jobs(tx, [CHEAP[0]]) if job.workload == CHEAP[1]]
+
+
+def start(folder, workers=1):
+    (folder / "program.py").write_text(PROGRAM)
+    command = [sys.executable, str(folder / "program.py"), str(folder), *CHEAP, str(workers)]
+    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def lines(folder):
+    path = Store("test", folder).path(tx[CHEAP[0]].address)
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_killed_in_the_middle_it_loses_at_most_what_was_in_flight_and_two_then_finish_together(tmp_path):
+    owed = cheap_jobs()
+    process = start(tmp_path)
+    deadline = time.monotonic() + 120
+    while len(lines(tmp_path)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = [json.loads(line) for line in lines(tmp_path)]
+    assert 3 <= len(kept) < len(owed)
+    store = Store("test", tmp_path)
+    left = runner.pending(tx, owed, store)
+    assert len(left) == len(owed) - len(kept)
+    both = [start(tmp_path), start(tmp_path)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert runner.pending(tx, owed, store) == []
+    assert len(lines(tmp_path)) == len(owed)
+    again = {line["seed"]: line for line in map(json.loads, lines(tmp_path)) if line in kept}
+    assert again, "what was measured before the kill was kept as it was"
+
+
+def test_a_deleted_record_is_the_only_one_measured_again(tmp_path):
+    store = Store("test", tmp_path)
+    owed = [job for job in runner.jobs(tx, ["weight-stationary"]) if job.workload == "resnet18-layers"]
+    records = [runner.take(tx, job) for job in owed]
+    store.write(tx["weight-stationary"].address, records)
+    assert runner.pending(tx, owed, store) == []
+    path = store.path(tx["weight-stationary"].address)
+    kept = path.read_text().splitlines()
+    gone = json.loads(kept.pop(1))
+    path.write_text("\n".join(kept) + "\n")
+    (only,) = runner.pending(tx, owed, store)
+    assert (only.variant, dict(only.trial.setting)) == (gone["variant"], gone["setting"])
+    assert runner.take(tx, only)["values"] == gone["values"]
+
+
+def test_a_record_of_other_code_is_pending(tmp_path):
+    store = Store("test", tmp_path)
+    job = next(job for job in runner.jobs(tx, ["weight-stationary"]) if job.workload == "resnet18-layers")
+    store.write(job.node.address, [{**runner.take(tx, job), "fingerprint": "of other code"}])
+    assert runner.pending(tx, [job], store) == [job]
+
+
+class Fake(Protocol):
+    kind = "fake"
+
+    def trials(self, technique, variant, workload):
+        return [Trial()]
+
+    def quality(self, case):
+        return {"self": {"accuracy": float("nan"), "energy": Missing("why")}}
+
+    def contest(self, case):
+        return Contest({"self": lambda: sum(range(10))}, 10.0, "items", missing={"peer": "not installed"})
+
+
+def test_a_figure_that_is_not_a_number_is_refused(monkeypatch):
+    monkeypatch.setattr(runner, "_protocol", lambda node: Fake())
+    job = runner.Job(tx["posit"], {"bits": 8, "es": 0}, "array-16m", Trial())
+    with pytest.raises(ValueError, match="accuracy of self is no number"):
+        runner.take(tx, job)
+
+
+def test_timing_records_hold_rounds_limits_and_reasons(monkeypatch):
+    monkeypatch.setattr(runner, "_protocol", lambda node: Fake())
+    record = runner.take(tx, runner.Job(tx["posit"], {"bits": 8, "es": 0}, "array-16m", Trial(timing=True)))
+    assert len(record["times"]["self"]) == 15
+    assert record["missing"]["peer"]["latency"] == "not installed"
+    assert record["provenance"]["peak_flops"] > 1e9 and record["provenance"]["copy_bandwidth"] > 1e8
+
+
+def test_limits_bound_what_the_machine_does():
+    peak = limits()["peak_flops"]
+    a = np.ones((512, 512), np.float32)
+    seconds = min(interleave({"self": lambda: a @ a}, 3)["self"])
+    assert 2 * 512**3 / seconds < 1.15 * peak * (os.cpu_count() or 1)
+    assert describe()["cores"] == os.cpu_count()
+
+
+def test_interleaving_gives_everyone_every_round():
+    order = []
+    interleave({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=2)
+    first, second = order.index("a"), order.index("b")
+    assert first < second and {"a", "b"} == set(order)
+
+
+def test_a_failing_trial_is_named_and_the_others_are_kept(tmp_path):
+    store = Store("test", tmp_path)
+    good = next(job for job in runner.jobs(tx, ["weight-stationary"]) if job.workload == "resnet18-layers")
+    bad = runner.Job(good.node, {"rows": -1}, good.workload, good.trial)
+    with pytest.raises(runner.MeasurementFailed, match=r"1 of 2 measurements failed:\n.*rows=-1.*rows"):
+        runner.run(tx, [bad, good], store, workers=1)
+    assert len(store.records(good.node.address)) == 1
+
+
+def test_a_readers_own_workload_is_measured_and_leaves_no_trace(monkeypatch, tmp_path):
+    from torch import nn
+
+    import datasets
+    from taxonomy import store as stores
+
+    monkeypatch.setattr(stores, "here", Store("here", tmp_path))
+    mine = datasets.Workload(
+        "mine", lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), datasets.load("digits"), datasets.Recipe(epochs=2)
+    )
+    frame = tx["zero-space-ecc"].measure(workload=mine, variant={"format": "bfloat16"})
+    assert {"accuracy", "stored_bits"} <= set(frame["metric"]) and set(frame["workload"]) == {"mine"}
+    assert not list(tmp_path.rglob("*.jsonl"))
