@@ -1,0 +1,121 @@
+r"""Bfloat16: the upper half of a float32, which keeps its exponent and gives up sixteen bits of its fraction.
+
+With e an exponent of eight bits and f a fraction of seven,
+
+    x = (-1)^s 2^(e - 127) (1 + f / 2^7)       0 < e < 255
+    x = (-1)^s 2^-126 f / 2^7                  e = 0: zeros and subnormals, which are kept
+    infinities where f = 0, else NaN           e = 255
+
+Rounding goes to the nearest, ties to the even fraction, and what rounds beyond the largest number becomes infinite; or
+towards zero, which is dropping the lower half of a float32. A NaN stays a NaN of the same sign, made quiet.
+
+Source: D. Kalamkar et al., "A Study of BFLOAT16 for Deep Learning Training", 2019.
+
+Examples
+--------
+>>> BFloat16().round(np.float32([3.14159265, 3.4e38, np.nan]))
+array([3.140625,      inf,      nan], dtype=float32)
+>>> BFloat16(rounding="toward-zero").round(np.float32([3.14159265, 3.4e38]))
+array([3.1406250e+00, 3.3895314e+38], dtype=float32)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numba import njit
+
+from kernels.arithmetic.number_format import NumberFormat
+
+__all__ = ["BFloat16", "bfloat16_round"]
+
+ROUNDINGS = ("nearest-even", "toward-zero")
+
+
+def bfloat16_round(x: np.ndarray, rounding: str = "nearest-even") -> np.ndarray:
+    """The plain statement: x to a multiple of the spacing of bfloat16 numbers around it.
+
+    Parameters
+    ----------
+    x : ndarray of floats
+    rounding : {"nearest-even", "toward-zero"}
+
+    Returns
+    -------
+    ndarray of float64
+    """
+    x = np.asarray(x, np.float64)
+    exponent = np.frexp(x)[1] - 1  # 2^exponent <= |x| < 2^(exponent + 1)
+    spacing = np.exp2(np.maximum(exponent, -126) - 7.0)
+    largest = 2.0**128 - 2.0**120
+    if rounding == "nearest-even":
+        y = np.rint(x / spacing) * spacing
+        return np.where(np.abs(y) > largest, np.copysign(np.inf, x), y)
+    y = np.trunc(x / spacing) * spacing
+    return np.where(np.isfinite(x), np.clip(y, -largest, largest), x)
+
+
+@dataclass(frozen=True)
+class BFloat16(NumberFormat):
+    """Bfloat16, x = (-1)^s 2^(e - 127) (1 + f / 2^7); a code is the upper half of the float32 with the same value.
+
+    Parameters
+    ----------
+    rounding : {"nearest-even", "toward-zero"}
+        The second is dropping bits: cheaper in hardware, twice the largest error, and biased.
+
+    Notes
+    -----
+    Source: Kalamkar et al. 2019.
+
+    Examples
+    --------
+    >>> encoded = BFloat16().encode(np.float32([1, -2, 0.1]))
+    >>> [f"{code:016b}" for code in encoded.codes]
+    ['0011111110000000', '1100000000000000', '0011110111001101']
+    >>> BFloat16().decode(encoded)
+    array([ 1.        , -2.        ,  0.10009766], dtype=float32)
+    """
+
+    rounding: str = "nearest-even"
+    bits: ClassVar[int] = 16
+
+    def __post_init__(self) -> None:
+        if self.rounding not in ROUNDINGS:
+            raise ValueError(f"rounding: expected {' or '.join(ROUNDINGS)}, got {self.rounding!r}")
+
+    @property
+    def _increment(self) -> tuple[int, int]:
+        """What is added before bits are dropped: less than half a step, and the kept part's last bit, or nothing."""
+        return (0x7FFF, 1) if self.rounding == "nearest-even" else (0, 0)
+
+    def _round(self, numbers: np.ndarray, out: np.ndarray) -> None:
+        _round(numbers.view(np.uint32), out.view(np.uint32), *self._increment)
+
+    def _encode(self, numbers: np.ndarray, codes: np.ndarray) -> None:
+        _encode(numbers.view(np.uint32), codes, *self._increment)
+
+    def _decode(self, codes: np.ndarray, out: np.ndarray) -> None:
+        np.left_shift(codes, np.uint32(16), out=out.view(np.uint32), dtype=np.uint32)
+
+
+@njit(cache=True)
+def _rounded(pattern, half, last):
+    """The pattern of a float32, its lower half rounded away: a carry into the exponent is what it should be."""
+    quiet = np.uint32((pattern | 0x00400000) & 0xFFFF0000)
+    rounded = np.uint32((pattern + half + ((pattern >> 16) & last)) & 0xFFFF0000)
+    return quiet if np.uint32(pattern & 0x7FFFFFFF) > np.uint32(0x7F800000) else rounded
+
+
+@njit(cache=True)
+def _round(patterns, out, half, last):
+    for i in range(patterns.size):
+        out[i] = _rounded(patterns[i], half, last)
+
+
+@njit(cache=True)
+def _encode(patterns, codes, half, last):
+    for i in range(patterns.size):
+        codes[i] = _rounded(patterns[i], half, last) >> 16
