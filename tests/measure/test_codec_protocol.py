@@ -67,14 +67,18 @@ def test_a_codec_that_loses_is_refused():
 
 @pytest.mark.parametrize("direction", ["encode", "decode"])
 def test_contest(direction):
-    contest = protocol.contest(
-        Case(NODE, {}, HuffmanCoding(), WORKLOAD, {"content": "int8", "direction": direction}, 0))
-    x = weights(WORKLOAD.trained(), "int8")
-    assert contest.work == x.nbytes and contest.unit == "bytes"
+    workload = SimpleNamespace(settings=({"elements": 5000},))
+    trials = protocol.trials(NODE, {}, workload)
+    assert all(trial.timing for trial in trials) and len(trials) == 10
+    setting = {"elements": 5000, "direction": direction}
+    assert setting in [trial.setting for trial in trials]
+    contest = protocol.contest(Case(NODE, {}, HuffmanCoding(), workload, setting, 0))
+    assert contest.work == 5000 and contest.unit == "bytes"
     assert {"self", "baseline", "zlib", "zstd"} == contest.contestants.keys() | contest.missing.keys()
     results = {who: call() for who, call in contest.contestants.items()}
+    x = results["baseline"]
+    assert x.dtype == np.int8 and np.abs(x).max() == 127
     if direction == "decode":
         assert np.array_equal(results["self"], x) and results["zlib"] == x.tobytes()
     else:
         assert np.array_equal(HuffmanCoding().decode(results["self"]), x)
-    assert {t.setting["direction"] for t in protocol.trials(NODE, {}, WORKLOAD) if t.timing} == {"encode", "decode"}

@@ -17,7 +17,8 @@ R + C - 2 for the skew with which operands enter the rows and columns.
 **Conventions.** ``"corrected"`` counts as above and floors the output size of a strided convolution, as networks do.
 ``"scale-sim"`` reproduces the totals of SCALE-Sim 3.0.0, which differ in three ways: output-stationary folds take
 R + C + T - 2 (outputs drain while they are still being accumulated), the output size of a strided convolution is
-rounded up, and the total is one less, being the index of the last cycle.
+rounded up, and the total is one less, being the index of the last cycle. Bytes and multiply-accumulates are the same
+under both.
 
 **Buffers.** Each operand has an on-chip buffer, of which one half serves the array while the other is filled. Folds run
 column by column of tiles, the row tiles of a column in turn. An operand comes from DRAM once where the set that will be
@@ -169,21 +170,25 @@ class SystolicArray:
         return IdealArray(**asdict(self))
 
     def _cost(self, layer: Layer) -> Counts:
-        m, n, k = layer.gemm_shape(ceil=self.convention == "scale-sim")
-        on_rows, on_columns, stream = self._mapping(m, n, k)
-        row_folds, column_folds = -(-on_rows // self.rows), -(-on_columns // self.columns)
-        cycles = self._cycles(layer.groups * row_folds * column_folds, stream)
-        macs = layer.groups * m * n * k
+        m, n, k = layer.gemm_shape()
+        row_folds, column_folds, _ = self._folds(m, n, k)
         inputs = min(layer.ifmap_elements, m * k)  # a stride beyond the kernel skips inputs
         sram, dram = self._traffic(m, n, k, row_folds, column_folds, inputs, layer.band_elements)
         sram, dram = sram * layer.groups, dram * layer.groups
-        return Counts(cycles, macs, cycles * self.rows * self.columns, macs * self._moving_bytes(), sram, dram,
-                      self._energy(macs, sram, dram))
+        cycles = self._cycles(layer)
+        return Counts(cycles, layer.macs, cycles * self.rows * self.columns, layer.macs * self._moving_bytes(), sram,
+                      dram, self._energy(layer.macs, sram, dram))
 
-    def _cycles(self, folds: int, stream: int) -> int:
-        if self.convention == "scale-sim":
-            return folds * (self.scale_sim_waits * self.rows + self.columns + stream - 2) - 1
-        return folds * (2 * self.rows + self.columns + stream - 2)
+    def _folds(self, m: int, n: int, k: int) -> tuple[int, int, int]:
+        """Tiles along the rows, tiles along the columns, length of the stream."""
+        on_rows, on_columns, stream = self._mapping(m, n, k)
+        return -(-on_rows // self.rows), -(-on_columns // self.columns), stream
+
+    def _cycles(self, layer: Layer) -> int:
+        quirks = self.convention == "scale-sim"
+        row_folds, column_folds, stream = self._folds(*layer.gemm_shape(ceil=quirks))
+        waits = self.scale_sim_waits if quirks else 2
+        return layer.groups * row_folds * column_folds * (waits * self.rows + self.columns + stream - 2) - quirks
 
     def _mapping(self, m: int, n: int, k: int) -> tuple[int, int, int]:
         """What the rows hold, what the columns hold, the length of the stream."""

@@ -11,11 +11,12 @@ one length are consecutive numbers, so the lengths alone tell the code.
 
 A weight is no symbol itself: of floats hardly two are equal. Its bytes are: in plane j stand the j-th bytes of all
 weights, and the plane of the exponents of a trained network holds few values. A plane that would not shrink is stored
-as it is.
+as it is. Of a pruned network, where no codeword for the zeros could be shorter than a bit, the symbols are the gaps
+between non-zero weights and the bytes of these.
 
 Source: Han et al., "Deep compression: compressing deep neural networks with pruning, trained quantization and Huffman
-coding", ICLR 2016, arXiv 1510.00149, section 4, which codes quantized weights and indices; byte planes carry the same
-idea to any array.
+coding", ICLR 2016, arXiv 1510.00149, section 4, which codes quantized weights and the gaps between them; byte planes
+carry the same idea to any array.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ __all__ = ["HuffmanCoding", "canonical_codes", "code_lengths", "entropy"]
 MAGIC = b"HUF1"
 KINDS = tuple("biufc")
 RAW, CONSTANT, CODED = range(3)
+SYMBOLS = ("byte-plane", "byte", "nonzero")
 STREAMS = 4
 """Places of one bit string at which the decoder starts, to keep four look-ups in flight."""
 
@@ -159,8 +161,9 @@ class HuffmanCoding:
 
     Parameters
     ----------
-    symbol : {"byte-plane", "byte"}
-        One code for each byte position of an item, or one for all bytes.
+    symbol : {"byte-plane", "byte", "nonzero"}
+        One code for each byte position of an item; one for all bytes; or one for the gaps between items other than
+        zero, and one for each of their byte positions.
     max_length : int
         Of a codeword, 8 to 15 bits. Longer ones compress skewed counts a little better and decode slower.
 
@@ -184,8 +187,8 @@ class HuffmanCoding:
     max_length: int = 12
 
     def __post_init__(self) -> None:
-        if self.symbol not in ("byte-plane", "byte"):
-            raise ValueError(f"symbol: expected 'byte-plane' or 'byte', got {self.symbol!r}")
+        if self.symbol not in SYMBOLS:
+            raise ValueError(f"symbol: expected one of {', '.join(SYMBOLS)}, got {self.symbol!r}")
         if not isinstance(self.max_length, int) or not 8 <= self.max_length <= 15:
             raise ValueError(f"max_length: expected 8 to 15 bits, got {self.max_length!r}")
 
@@ -208,9 +211,11 @@ class HuffmanCoding:
             raise TypeError(f"x: expected booleans, integers, floats or complex numbers, got {describe(x)}")
         x = np.ascontiguousarray(array).reshape(array.shape)  # the former makes 0-d arrays 1-d
         dtype = x.dtype.str.encode()
-        header = struct.pack(f"<4sBBB{len(dtype)}sB{x.ndim}Q", MAGIC, self.max_length, self.symbol == "byte",
+        planes = self._symbols(x)
+        header = struct.pack(f"<4sBBB{len(dtype)}sB{x.ndim}Q", MAGIC, self.max_length, SYMBOLS.index(self.symbol),
                              len(dtype), dtype, x.ndim, *x.shape)
-        planes = self._planes(x.reshape(-1).view(np.uint8), x.dtype.itemsize)
+        if self.symbol == "nonzero":
+            header += struct.pack("<QQ", len(planes[0]), len(planes[1]))
         body = header + b"".join(_encode_plane(plane, self.max_length) for plane in planes)
         return body + struct.pack("<I", zlib.crc32(body))
 
@@ -228,32 +233,70 @@ class HuffmanCoding:
         if len(data) < 8 or zlib.crc32(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
             raise ValueError(f"data: the checksum of these {len(data)} bytes does not match: cut short or changed")
         source = _Reader(data[:-4], 4)
-        max_length, whole, letters = source.unpack("<BBB")
+        max_length, symbol, letters = source.unpack("<BBB")
+        if not 8 <= max_length <= 15 or symbol >= len(SYMBOLS):
+            raise ValueError(f"data: written by another version: codewords of {max_length} bits, symbols {symbol}")
         dtype = _dtype(source.take(letters))
         shape = source.unpack(f"<{source.unpack('<B')[0]}Q")
-        size = math.prod(shape)
-        out = np.empty(size * dtype.itemsize, np.uint8)
-        for plane in HuffmanCoding("byte" if whole else "byte-plane", max_length)._planes(out, dtype.itemsize):
-            _decode_plane(source, plane, max_length)
+        read = {"byte-plane": _read_items, "byte": _read_bytes, "nonzero": _read_nonzero}[SYMBOLS[symbol]]
+        out = read(source, math.prod(shape), dtype.itemsize, max_length)
         if source.at != len(source.data):
             raise ValueError(f"data: {len(source.data) - source.at} bytes too many")
-        return out.view(dtype).reshape(shape)
+        return out.reshape(-1).view(dtype).reshape(shape)
 
     def bits_per_item(self, x: np.ndarray) -> float:
-        """The entropy of an item's symbols: what no code of this alphabet can go below.
+        """The entropy of the symbols that stand for one item: what no code of this alphabet can go below.
 
         Examples
         --------
         >>> HuffmanCoding().bits_per_item(np.array([0, 0, 1, 1], np.int16))
         1.0
         """
-        planes = self._planes(np.ascontiguousarray(x).reshape(-1).view(np.uint8), x.dtype.itemsize)
-        symbols = x.dtype.itemsize // len(planes)
-        return sum(entropy(np.bincount(plane)) for plane in planes) * symbols if x.size else 0.0
+        planes = self._symbols(np.ascontiguousarray(x))
+        return sum(entropy(np.bincount(plane)) * plane.size for plane in planes if plane.size) / max(x.size, 1)
 
-    def _planes(self, raw: np.ndarray, itemsize: int) -> list[np.ndarray]:
-        """Views of the bytes that share a code."""
-        return [raw] if self.symbol == "byte" else [raw[j::itemsize] for j in range(itemsize)]
+    def _symbols(self, x: np.ndarray) -> list[np.ndarray]:
+        """Arrays of bytes, each of which gets a code of its own."""
+        raw = x.reshape(-1).view(np.uint8)
+        items = raw.reshape(x.size, x.dtype.itemsize)
+        if self.symbol == "byte":
+            return [raw]
+        if self.symbol == "byte-plane":
+            return list(items.T)
+        nonzero = items.any(axis=1)
+        return [_gaps(np.flatnonzero(nonzero)), *items[nonzero].T]
+
+
+def _gaps(positions: np.ndarray) -> np.ndarray:
+    """Zeros before each position, as bytes; 255 stands for so many zeros and no item yet."""
+    gaps = np.diff(positions, prepend=-1) - 1
+    escapes = gaps // 255
+    out = np.full(int(escapes.sum()) + len(gaps), 255, np.uint8)
+    out[np.cumsum(escapes + 1) - 1] = gaps % 255
+    return out
+
+
+def _read_items(source: _Reader, size: int, itemsize: int, max_length: int) -> np.ndarray:
+    items = np.empty((size, itemsize), np.uint8)
+    for plane in items.T:
+        _decode_plane(source, plane, max_length)
+    return items
+
+
+def _read_bytes(source: _Reader, size: int, itemsize: int, max_length: int) -> np.ndarray:
+    return _read_items(source, size * itemsize, 1, max_length)
+
+
+def _read_nonzero(source: _Reader, size: int, itemsize: int, max_length: int) -> np.ndarray:
+    symbols, nonzero = source.unpack("<QQ")
+    gaps = _read_items(source, symbols, 1, max_length)[:, 0]
+    items = np.zeros((size, itemsize), np.uint8)
+    ends = gaps != 255
+    positions = np.cumsum(gaps.astype(np.int64) + ends)[ends] - 1
+    if len(positions) != nonzero or (nonzero and positions[-1] >= size):
+        raise ValueError("data: the gaps do not lead to as many items as were encoded")
+    items[positions] = _read_items(source, nonzero, itemsize, max_length)
+    return items
 
 
 def _dtype(name: bytes) -> np.dtype:

@@ -2,7 +2,7 @@
 
 The weights of all layers (tensors of two dimensions or more) are one array. Its `content` is the floats as they are,
 their symmetric 8-bit codes with one scale a tensor, or those codes after nine of ten weights of each tensor, the
-smallest, became zero.
+smallest, became zero. Rates are taken on an operand workload, a long array of such codes.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ class CodecProtocol(Protocol):
     metrics = ("stored_bits", "bits_per_weight", "compression_ratio", "entropy_bound", "memory_footprint", "throughput")
 
     def trials(self, technique: Any, variant: Mapping[str, Any], workload: Any) -> list[Trial]:
+        if hasattr(workload, "network"):
+            return [Trial({"content": content}) for content in CONTENTS]
         return [
-            *(Trial({"content": content}) for content in CONTENTS),
-            *(Trial({"content": "int8", "direction": direction}, seed, timing=True)
-              for direction in ("encode", "decode") for seed in range(REPETITIONS)),
+            Trial({**setting, "direction": direction}, seed, timing=True)
+            for setting in workload.settings for direction in ("encode", "decode") for seed in range(REPETITIONS)
         ]
 
     def quality(self, case: Case) -> Values:
@@ -45,10 +46,10 @@ class CodecProtocol(Protocol):
         return values
 
     def contest(self, case: Case) -> Contest:
-        x, direction = weights(case.workload.trained(), case.setting["content"]), case.setting["direction"]
+        x = _codes(np.random.default_rng(case.seed).normal(size=case.setting["elements"]))
         encoded = case.subject.encode(x)
         mine = (lambda: case.subject.encode(x)), (lambda: case.subject.decode(encoded))
-        decodes = direction == "decode"
+        decodes = case.setting["direction"] == "decode"
         others = peers(x)
         own = {"self": mine[decodes], "baseline": x.copy}
         own |= {who: peer[decodes] for who, peer in others.items() if peer}
@@ -70,8 +71,13 @@ def weights(network: nn.Module, content: str) -> np.ndarray:
         if content == "pruned int8":
             kept = w.copy()
             kept[np.argsort(np.abs(w), kind="stable")[:w.size - round(DENSITY * w.size)]] = 0
-        codes.append(np.rint(kept * (127 / np.abs(w).max())).astype(np.int8))
+        codes.append(_codes(kept))
     return np.concatenate(codes)
+
+
+def _codes(w: np.ndarray) -> np.ndarray:
+    """Symmetric 8-bit codes, the largest magnitude being 127."""
+    return np.rint(w * (127 / np.abs(w).max())).astype(np.int8)
 
 
 def sizes(x: np.ndarray, size: int) -> dict[str, float | Missing]:
