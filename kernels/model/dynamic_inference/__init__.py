@@ -1,0 +1,1 @@
+"""Dynamic inference: each input gets the computation that it needs."""
