@@ -2,7 +2,7 @@
 
 A *vector* is `lanes` numbers in one register; a *tile* is `rows` x `columns` vectors that stay in registers while a
 loop runs over them. Tiles carry every micro-kernel of the house, since matrix product, sparse product and convolution
-all repeat one step, the rank-one update of a tile (Goto and van de Geijn, 2008, section 4):
+all repeat one step, the rank-one update of a tile:
 
     C[r, v] <- C[r, v] + a[r] * B[v]          one fused multiply-add each, r < rows, v < columns
 

@@ -28,6 +28,7 @@ from kernels.simd import LANES
 __all__ = ["LoopTiling", "Prepared", "error_bound", "plain_matmul"]
 
 RUNGS = ("naive", "reordered", "tiled", "packed")
+TILE = (64, 1024)  # of the rung `tiled`: a block of B of 256 KiB stays in the second-level cache
 
 
 def plain_matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -46,9 +47,9 @@ def plain_matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def error_bound(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """What every rung's error stays within, whatever the order of the sum: gamma_k |A| |B|.
 
-    gamma_k = k u / (1 - k u), u = 2^-24 the unit roundoff of float32 (Higham 2002, Accuracy and Stability of Numerical
-    Algorithms, section 3.5). It holds where nothing over- or underflows; rounding the stored operand to bfloat16 adds
-    2^-8 |A| |B|.
+    gamma_k = k u / (1 - k u), u = 2^-24 the unit roundoff of float32: no product passes through more than k roundings,
+    its own and those of the sum. It holds where nothing over- or underflows; rounding the stored operand to bfloat16
+    adds at most 2^-8 (1 + gamma_k) |A| |B|.
     """
     k = a.shape[1]
     gamma = k * 2.0**-24 / (1 - k * 2.0**-24)
@@ -96,8 +97,8 @@ class LoopTiling:
 
     Notes
     -----
-    Source: Goto and van de Geijn (2008), sections 4 and 5: the block of A in the second-level cache, the panels, the
-    inner kernel. Zhang et al. (2015), section 3, tile the same loops for an accelerator's memories.
+    Source: Goto and van de Geijn (2008), where the block of A in the second-level cache, the packed panels and the
+    inner kernel come from; Zhang et al. (2015) tile loops in the same way for the memories of an accelerator.
 
     Every rung's error stays within `error_bound`.
 
@@ -192,6 +193,47 @@ class LoopTiling:
             )
         result = self._packed(left, right) if self.rung == "packed" else self._looped(left, right)
         return like(result, next((x for x in (a, b) if is_tensor(x)), None))
+
+    def memory_access(self, m: int, n: int, k: int, cache_bytes: int) -> int:
+        """Bytes that one product moves between a cache and the memory behind it, modelled.
+
+        Parameters
+        ----------
+        m, n, k : int
+            The left operand is m x k, the right one k x n and prepared.
+        cache_bytes : int
+            What the cache holds, fully associative, the least recently used number leaving first. It holds at least
+            a few rows and columns of the operands.
+
+        Returns
+        -------
+        int
+            Each operand once for every pass over it that the cache does not absorb. Rows of B that follow each other
+            in a pass over a B larger than the cache are gone when the next pass comes for them: nothing of it is kept.
+
+        Examples
+        --------
+        >>> 4 * 3 * 1024**2                                            # every number once
+        12582912
+        >>> LoopTiling(rung="naive").memory_access(1024, 1024, 1024, 2**20)
+        4303355904
+        >>> LoopTiling().memory_access(1024, 1024, 1024, 2**20)
+        71303168
+        """
+        size = 2 if self.storage == "bfloat16" else 4
+        a, b, c = 4 * m * k, size * k * n, 4 * m * n
+        if self.rung in ("naive", "reordered"):  # row after row of C, each with a pass over all of B
+            return a + c + b * (1 if b + 4 * (n + k) <= cache_bytes else m)
+        if self.rung == "tiled":
+            deep, wide = min(TILE[0], k), min(TILE[1], n)  # a block of B stays; a strip of C passes by for each
+            strip = 4 * (m * wide + deep * wide + deep)
+            return a * -(-n // wide) + b + c * (1 if strip <= cache_bytes else 2 * -(-k // deep) - 1)
+        rows, deep = min(self.mc, m), min(self.kc, k)  # a block of A stays; a strip of B passes by for each
+        strip = size * deep * n + 4 * rows * (deep + self._width)
+        packing = 2 * a if m > 1 else 0  # written, and read again by the product
+        passes = 1 if strip <= cache_bytes else -(-m // rows)
+        blocks = -(-k // deep)
+        return a + packing + b * passes + c * (1 if c + strip <= cache_bytes else 2 * blocks - 1)
 
     def supports(self, layer: Any, format: Any = None) -> bool:
         """Whether a layer in a number format runs here as that format: linear layers in FP32, or stored as bfloat16.
@@ -289,7 +331,7 @@ def _reordered(a, b, c):
 @njit(cache=True, nogil=True, fastmath={"contract"})
 def _tiled(a, b, c):
     (m, k), n = a.shape, b.shape[1]
-    deep, wide = 64, 1024  # a block of B of 256 KiB stays in the second-level cache
+    deep, wide = TILE
     for j in range(0, n, wide):
         for p0 in range(0, k, deep):
             p1 = min(p0 + deep, k)

@@ -9,7 +9,7 @@ where p0 = p - p % kc begins its block, kb = min(kc, K - p0) is the block's leng
 with zeros to whole panels. Both operands have this form, so that a packed matrix can stand on either side.
 
 The loops around the micro-kernel keep one panel of B (kc x width) and one block of A (mc x kc) in the second-level
-cache, and walk C tile by tile (Goto and van de Geijn, 2008, figure 8).
+cache, and walk C tile by tile (Goto and van de Geijn, 2008).
 """
 
 from __future__ import annotations

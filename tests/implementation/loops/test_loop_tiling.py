@@ -1,6 +1,8 @@
 """Every rung of the ladder against numpy's float64 product, in every shape and memory order."""
 
+from collections import OrderedDict
 from dataclasses import replace
+from itertools import product
 
 import ml_dtypes
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kernels.implementation.loops import loop_tiling
 from kernels.implementation.loops.loop_tiling import LoopTiling, error_bound, plain_matmul
 
 LADDER = [
@@ -159,6 +162,72 @@ def test_read_only_operands():
         x.setflags(write=False)
     for operator in (LoopTiling(), LoopTiling(rung="naive")):
         assert_within_bound(operator.matmul(a, b), a, b)
+
+
+def bytes_through_lru(trace, numbers):
+    """Bytes that a cache of so many numbers exchanges with memory for (name, index, written) in order."""
+    cache, seen, moved = OrderedDict(), set(), 0
+    for name, index, written in trace:
+        key = name, index
+        dirty = cache.pop(key, None)
+        if dirty is None:
+            moved += not written or key in seen  # what is written first need not be read
+        cache[key] = dirty or written
+        seen.add(key)
+        if len(cache) > numbers:
+            moved += cache.popitem(last=False)[1]
+    return 4 * (moved + sum(cache.values()))
+
+
+def loops(rung, m, n, k):
+    for i in range(m):
+        for outer in range(n if rung == "naive" else k):
+            for inner in range(k if rung == "naive" else n):
+                j, p = (outer, inner) if rung == "naive" else (inner, outer)
+                yield from (("a", (i, p), False), ("b", (p, j), False), ("c", (i, j), True))
+
+
+def tiled_loops(m, n, k, deep, wide):
+    for j0, p0 in product(range(0, n, wide), range(0, k, deep)):
+        for i, p, j in product(range(m), range(p0, min(p0 + deep, k)), range(j0, min(j0 + wide, n))):
+            yield from (("a", (i, p), False), ("b", (p, j), False), ("c", (i, j), True))
+
+
+def packed_loops(m, n, k, mc, kc, rows, width):
+    for i, p in product(range(m), range(k)):
+        yield from (("a", (i, p), False), ("packed", (i, p), True))
+    for p0, i0, j0 in product(range(0, k, kc), range(0, m, mc), range(0, n, width)):
+        for i1 in range(i0, min(i0 + mc, m), rows):
+            tile = [("c", (i, j), True) for i in range(i1, i1 + rows) for j in range(j0, j0 + width)]
+            yield from tile
+            for p in range(p0, min(p0 + kc, k)):
+                yield from (("b", (p, j), False) for j in range(j0, j0 + width))
+                yield from (("packed", (i, p), False) for i in range(i1, i1 + rows))
+            yield from tile
+
+
+@pytest.mark.parametrize("numbers", [300, 2000])
+@pytest.mark.parametrize("rung", ["naive", "reordered"])
+def test_modelled_bytes_of_plain_loops_are_those_of_a_cache(rung, numbers):
+    m, n, k = 20, 36, 40
+    modelled = LoopTiling(rung=rung).memory_access(m, n, k, 4 * numbers)
+    assert modelled == pytest.approx(bytes_through_lru(loops(rung, m, n, k), numbers), rel=0.02)
+
+
+@pytest.mark.parametrize("numbers", [200, 3000])
+def test_modelled_bytes_of_tiled_loops_are_those_of_a_cache(numbers, monkeypatch):
+    m, n, k = 40, 60, 36
+    monkeypatch.setattr(loop_tiling, "TILE", (4, 30))
+    modelled = LoopTiling(rung="tiled").memory_access(m, n, k, 4 * numbers)
+    assert modelled == pytest.approx(bytes_through_lru(tiled_loops(m, n, k, 4, 30), numbers), rel=0.05)
+
+
+@pytest.mark.parametrize(("m", "numbers"), [(96, 1200), (48, 10000), (8, 1200)])
+def test_modelled_bytes_of_packed_loops_are_those_of_a_cache(m, numbers):
+    n, k, operator = 96, 48, LoopTiling(mc=8, kc=16, lanes=8)
+    trace = packed_loops(m, n, k, 8, 16, 4, 24)
+    modelled = operator.memory_access(m, n, k, 4 * numbers)
+    assert modelled == pytest.approx(bytes_through_lru(trace, numbers), rel=0.15)
 
 
 def test_supports():
