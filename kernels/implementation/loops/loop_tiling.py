@@ -230,7 +230,7 @@ class LoopTiling:
             return a * -(-n // wide) + b + c * (1 if strip <= cache_bytes else 2 * -(-k // deep) - 1)
         rows, deep = min(self.mc, m), min(self.kc, k)  # a block of A stays; a strip of B passes by for each
         strip = size * deep * n + 4 * rows * (deep + self._width)
-        packing = 2 * a if m > 1 else 0  # written, and read again by the product
+        packing = a * (1 if a + c + strip <= cache_bytes else 2) if m > 1 else 0  # written; read again where it left
         passes = 1 if strip <= cache_bytes else -(-m // rows)
         blocks = -(-k // deep)
         return a + packing + b * passes + c * (1 if c + strip <= cache_bytes else 2 * blocks - 1)

@@ -227,7 +227,7 @@ def test_modelled_bytes_of_packed_loops_are_those_of_a_cache(m, numbers):
     n, k, operator = 96, 48, LoopTiling(mc=8, kc=16, lanes=8)
     trace = packed_loops(m, n, k, 8, 16, 4, 24)
     modelled = operator.memory_access(m, n, k, 4 * numbers)
-    assert modelled == pytest.approx(bytes_through_lru(trace, numbers), rel=0.15)
+    assert modelled == pytest.approx(bytes_through_lru(trace, numbers), rel=0.1)
 
 
 def test_supports():

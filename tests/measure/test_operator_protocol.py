@@ -1,0 +1,166 @@
+"""The protocol with operators whose error and bytes are known beforehand, and against counts made another way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from kernels import counting
+from kernels.energy import DRAM_ENERGY, mac_energy
+from kernels.implementation.loops.loop_tiling import LoopTiling
+from taxonomy.measure.peers.operator import PEERS
+from taxonomy.measure.protocol import REPETITIONS, Case, Missing
+from taxonomy.measure.protocols.operator import Task, protocol, stored_bytes
+
+PRODUCT = {"m": 6, "n": 40, "k": 20}
+SPARSE = {"m": 30, "n": 8, "k": 20, "density": 0.25}
+CONVOLUTION = {
+    "in_channels": 6, "out_channels": 4, "size": 9, "kernel": 3, "stride": 2, "padding": 1, "groups": 2,
+}  # fmt: skip
+SHAPES = pytest.mark.parametrize("shape", [PRODUCT, SPARSE, CONVOLUTION], ids=["product", "sparse", "convolution"])
+
+
+class Plain:
+    """The operator by einsum, all results too large by a share of the largest one."""
+
+    def __init__(self, share: float = 0.0):
+        self.share = share
+
+    def prepare(self, w, groups=1):
+        return w
+
+    def _off(self, y):
+        return y + self.share * np.abs(y).max()
+
+    def matmul(self, a, b):
+        return self._off(np.einsum("ip,pj->ij", a.astype(float), b.astype(float)))
+
+    def conv2d(self, x, w, stride, padding, groups):
+        x = np.pad(x.astype(float), ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+        windows = np.lib.stride_tricks.sliding_window_view(x, w.shape[2:], axis=(2, 3))[:, :, ::stride, ::stride]
+        each = w.shape[1]
+        parts = [
+            np.einsum("ncyxij,ocij->noyx", windows[:, g * each : (g + 1) * each], filters)
+            for g, filters in enumerate(np.split(w.astype(float), groups))
+        ]
+        return self._off(np.concatenate(parts, axis=1))
+
+
+def node(**fields):
+    first = {"variants": ({},), "peers": (), "baseline": "torch", "settings": {}}
+    return SimpleNamespace(id="an-operator", **{**first, **fields})
+
+
+def case(subject, shape, variant=(), seed=0, **fields):
+    return Case(node(**fields), dict(variant), subject, None, shape, seed)
+
+
+@SHAPES
+@pytest.mark.parametrize("share", [0.0, 0.01])
+def test_error_is_relative_to_the_largest_result(shape, share):
+    values = protocol.quality(case(Plain(share), shape))
+    assert values["self"]["max_error"] == pytest.approx(share, abs=1e-12)
+    assert 0 < values["baseline"]["max_error"] < 1e-5
+
+
+@SHAPES
+def test_bytes_and_energy_are_compulsory_without_a_model(shape):
+    values, task = protocol.quality(case(Plain(), shape)), Task.of(shape, 0)
+    bytes_ = task.constant.nbytes + task.varying.nbytes + 4 * task.exact().size
+    assert values["self"]["memory_access"] == values["baseline"]["memory_access"] == bytes_
+    energy = values["self"]["effective_macs"] * mac_energy("fp32") + bytes_ * DRAM_ENERGY
+    assert values["self"]["energy"] == pytest.approx(energy)
+
+
+def test_bytes_follow_the_model_where_there_is_one():
+    shape = {**PRODUCT, "cache_bytes": 4096}
+    values = protocol.quality(case(LoopTiling(rung="tiled"), shape, baseline="naive"))
+    assert values["self"]["memory_access"] == LoopTiling(rung="tiled").memory_access(6, 40, 20, 4096)
+    assert values["baseline"]["memory_access"] == LoopTiling(rung="naive").memory_access(6, 40, 20, 4096)
+
+
+def test_footprint_counts_what_a_call_allocates():
+    class Wasteful(Plain):
+        def matmul(self, a, b):
+            scratch = np.zeros(2**20, np.uint8)
+            return super().matmul(a, b) + scratch[0]
+
+    plain, wasteful = (protocol.quality(case(op, PRODUCT))["self"]["memory_footprint"] for op in (Plain(), Wasteful()))
+    assert 2**20 <= wasteful - plain + 6 * 40 * 8 * 4 <= 2**20 + 2**16
+
+
+def test_products_are_counted_as_torch_layers_count_them():
+    layer = torch.nn.Conv2d(6, 4, 3, stride=2, padding=1, groups=2, bias=False)
+    assert Task.of(CONVOLUTION, 0).macs()[0] == counting.macs(layer, torch.zeros(1, 6, 9, 9))
+    linear = torch.nn.Linear(20, 40, bias=False)
+    assert Task.of(PRODUCT, 0).macs()[0] == counting.macs(linear, torch.zeros(6, 20))
+
+
+def test_a_sparse_operand_has_the_density_asked_for():
+    task = Task.of(SPARSE, 3)
+    assert np.count_nonzero(task.constant) == 150
+    assert task.macs() == (30 * 20 * 8, 150 * 8)
+    assert not np.array_equal(task.constant, Task.of(SPARSE, 4).constant)
+
+
+@SHAPES
+def test_all_contestants_compute_the_same(shape):
+    names = tuple(PEERS[Task.of(shape, 0).name])
+    contest = protocol.contest(case(Plain(), shape, peers=(*names, "elsewhere")))
+    assert contest.unit == "flop" and contest.work == 2 * Task.of(shape, 0).macs()[1]
+    exact = Task.of(shape, 0).exact()
+    for call in contest.contestants.values():
+        np.testing.assert_allclose(np.asarray(call()), exact, rtol=1e-3, atol=1e-4)
+    assert contest.missing["elsewhere"].startswith("it offers no")
+    assert {"self", "baseline", *names, "elsewhere"} <= {*contest.contestants, *contest.missing}
+
+
+def test_a_library_that_is_not_there_is_missing_with_its_reason(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "sparse_dot_mkl", None)
+    contest = protocol.contest(case(Plain(), SPARSE, baseline="dense", peers=("mkl", "scipy")))
+    assert contest.missing == {"mkl": "not installed: pip install sparse_dot_mkl"}
+    assert {"self", "baseline", "scipy"} == set(contest.contestants)
+
+
+def test_the_first_variant_is_also_timed_unprepared():
+    variants = ({"rung": "packed"}, {"rung": "tiled"})
+    first, second = (
+        protocol.contest(case(LoopTiling(**v), PRODUCT, v, variants=variants, baseline="naive")) for v in variants
+    )
+    assert set(first.contestants) == {"self", "unprepared", "baseline"}
+    assert set(second.contestants) == {"self", "baseline"}
+
+
+def test_slow_loops_stay_out_of_large_shapes():
+    settings = {"up_to": {"naive": {"k": 16}}, "cache_bytes": 4096}
+    technique, shapes = node(settings=settings, baseline="naive"), [{"m": 1, "n": 1, "k": k} for k in (16, 17)]
+    workload = SimpleNamespace(settings=shapes)
+    for variant, sizes in (({"rung": "naive"}, {16}), ({"rung": "packed"}, {16, 17})):
+        trials = protocol.trials(technique, variant, workload)
+        assert {trial.setting["k"] for trial in trials} == sizes
+        assert len(trials) == 2 * REPETITIONS * len(sizes)
+        assert all(("cache_bytes" in trial.setting) != trial.timing for trial in trials)
+    contest = protocol.contest(case(LoopTiling(), shapes[1], settings=settings, baseline="naive"))
+    assert "baseline" in contest.missing and "baseline" not in contest.contestants
+
+
+@SHAPES
+def test_no_base_metric_is_left_out(shape):
+    values = protocol.quality(case(Plain(), shape))["self"]
+    assert set(protocol.metrics) <= {"latency", "throughput", "core_utilization", *values}
+    assert not any(isinstance(value, Missing) for value in values.values())
+
+
+def test_stored_bytes():
+    @dataclass
+    class Rows:
+        values: np.ndarray
+        begin: np.ndarray
+        shape: tuple[int, int]
+
+    assert stored_bytes(Rows(np.zeros(5, np.float32), np.zeros(3, np.int32), (2, 9))) == 32
+    assert stored_bytes(np.zeros((4, 4), np.float32)) == 64
