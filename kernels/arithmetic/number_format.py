@@ -147,8 +147,8 @@ class NumberFormat(ABC):
         if self.bits > 16:
             raise ValueError(f"values: expected a format of at most 16 bits, got {self}")
         codes = np.arange(2**self.bits).astype(self.code_dtype)
-        values = self.decode(Encoded(codes, None, codes.shape)).astype(np.float64)
-        return np.unique(values[np.isfinite(values)]) + 0.0  # -0 and 0 are one value
+        values = self.decode(Encoded(codes, None, codes.shape))
+        return np.unique(values[np.isfinite(values)].astype(np.float64)) + 0.0  # -0 and 0 are one value
 
     @abstractmethod
     def _round(self, numbers: np.ndarray, out: np.ndarray) -> None:
@@ -183,7 +183,7 @@ class NumberFormat(ABC):
             order="K",
             casting="safe",
         )
-        with chunks:
+        with np.errstate(invalid="ignore"), chunks:  # a signalling NaN that is cast would warn
             for numbers, out in chunks:
                 if narrows:
                     narrow = np.empty(numbers.shape, np.float32)

@@ -22,7 +22,6 @@ array([3.1406250e+00, 3.3895314e+38], dtype=float32)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from numba import njit
@@ -80,7 +79,7 @@ class BFloat16(NumberFormat):
     """
 
     rounding: str = "nearest-even"
-    bits: ClassVar[int] = 16
+    bits = 16  # without annotation: a constant, not a field
 
     def __post_init__(self) -> None:
         if self.rounding not in ROUNDINGS:

@@ -1,0 +1,37 @@
+"""Shifts against numpy's, in every width."""
+
+import numpy as np
+import pytest
+from numba import njit
+
+from kernels.arithmetic.bits import shift_left, shift_right
+
+
+@njit
+def left(x, count, out):
+    for i in range(x.size):
+        out[i] = shift_left(x[i], count[i])
+
+
+@njit
+def right(x, count, out):
+    for i in range(x.size):
+        out[i] = shift_right(x[i], count[i])
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint32, np.int64])
+def test_shifts(dtype):
+    width = 8 * dtype().itemsize
+    info = np.iinfo(dtype)
+    x = np.random.default_rng(0).integers(info.min, info.max, 64 * width, dtype, endpoint=True)
+    count = np.arange(x.size) % width
+    out = np.empty_like(x)
+    left(x, count, out)
+    np.testing.assert_array_equal(out, np.left_shift(x, count.astype(dtype)))
+    right(x, count, out)
+    np.testing.assert_array_equal(out, np.right_shift(x, count.astype(dtype)))
+
+
+def test_a_float_is_not_shifted():
+    with pytest.raises(Exception, match="shift_left"):
+        left(np.ones(1), np.ones(1, np.int64), np.ones(1))

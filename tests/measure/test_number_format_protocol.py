@@ -1,0 +1,188 @@
+"""The protocol with formats whose figures are known beforehand."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import datasets
+from kernels.arithmetic.alternative_numbers.posit import Posit
+from kernels.arithmetic.floating_point.bfloat16 import BFloat16
+from taxonomy.measure.protocol import Case, Missing
+from taxonomy.measure.protocols import number_format as module
+from taxonomy.measure.protocols.number_format import errors, layer_inputs, protocol, round_network, traffic, weights_of
+from taxonomy.measure.workloads import Operands
+
+# torch.fx's folding imports torch.jit, which says that it is old
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+
+NODE = SimpleNamespace(id="a-format", peers=())
+WORKLOAD = datasets.workload("digits-mlp")
+ARRAY = Operands("small", ({"elements": 1000},))
+
+
+class Grid:
+    """Multiples of a step, of eight bits, with one scale of 32; remembers what it was fitted to."""
+
+    dtype = np.float32
+
+    def __init__(self, step=1.0, fitted=None):
+        self.step, self.fitted = step, [] if fitted is None else fitted
+
+    def round(self, x, out=None):
+        return (torch.round if isinstance(x, torch.Tensor) else np.rint)(x / self.step) * self.step
+
+    def fit(self, x):
+        self.fitted.append(tuple(x.shape))
+        return Grid(self.step, self.fitted)
+
+    def stored_bits(self, shape):
+        return 8 * int(np.prod(shape)) + 32
+
+    def values(self):
+        return np.arange(-128, 128) * self.step
+
+
+class Same(Grid):
+    """Changes nothing."""
+
+    def round(self, x, out=None):
+        return x
+
+    def fit(self, x):
+        return self
+
+
+def take(subject, on, node=NODE, workload=WORKLOAD):
+    return protocol.quality(Case(node, {}, subject, workload, {"on": on}, 0))
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv1d(3, 4, 1), nn.BatchNorm1d(4), nn.LSTM(5, 6, batch_first=True)).eval()
+
+
+def test_weights_are_those_of_layers():
+    shapes = [tuple(w.shape) for w in weights_of(network())]
+    assert shapes == [(4, 3, 1), (24, 5), (24, 6)]  # no bias, no batch norm
+    shared = nn.Linear(3, 3)
+    assert len(weights_of(nn.Sequential(shared, shared))) == 1
+
+
+@pytest.mark.parametrize("on", module.ON)
+def test_round_network(on):
+    plain, x, form = network(), torch.randn(2, 3, 5), Grid(0.25)
+    before = {name: p.clone() for name, p in plain.state_dict().items()}
+    rounded, formats = round_network(plain, form, x, on)
+    assert all(torch.equal(before[name], p) for name, p in plain.state_dict().items())
+    assert formats.keys() == {"0", "2"} and (2, 3, 5) in form.fitted
+    for w, v in zip(weights_of(plain), weights_of(rounded), strict=True):
+        assert torch.equal(v, form.round(w) if on != "activations" else w)
+    seen = layer_inputs(rounded, x)
+    assert torch.equal(seen["0"], form.round(x) if on != "weights" else x)
+    if on != "weights":
+        assert torch.equal(seen["2"], form.round(seen["2"]))
+    assert torch.equal(plain[0].bias, rounded[0].bias)
+    linear = nn.Linear(3, 2)
+    y = round_network(linear, form, x.mT, on)[0](x.mT)
+    w, v = (form.round(t.detach()) for t in (linear.weight, x.mT))
+    w, v = (w if on != "activations" else linear.weight), (v if on != "weights" else x.mT)
+    assert torch.equal(y, nn.functional.linear(v, w, linear.bias))
+
+
+def test_round_network_refuses_another_place():
+    with pytest.raises(ValueError, match="on: expected weights, activations, both, got 'biases'"):
+        round_network(network(), Grid(), torch.zeros(1, 3, 5), "biases")
+
+
+def test_errors_by_hand():
+    found = errors([(np.float32([1.0, 0.0, 3.25]), Grid()), (np.float32([4.5]), Grid())])
+    assert found["max_error"] == pytest.approx(0.5 / 4.5)
+    assert found["sqnr"] == pytest.approx(10 * np.log10((1 + 3.25**2 + 4.5**2) / (0.25**2 + 0.5**2)))
+
+
+def test_traffic_by_hand():
+    net, item = nn.Sequential(nn.Linear(10, 4), nn.ReLU(), nn.Linear(4, 2)), torch.zeros(1, 10)
+    weights, others, inputs = 48, 6, 14
+    assert traffic(net, item) == (32 * 54, 4 * 68)
+    for on, stored, moved in (
+        ("weights", 8 * weights + 64 + 32 * others, (8 * weights + 64 + 32 * (others + inputs)) // 8),
+        ("activations", 32 * 54, 4 * 54 + inputs + 8),
+        ("both", 8 * weights + 64 + 32 * others, weights + 8 + 4 * others + inputs + 8),
+    ):
+        assert traffic(net, item, Grid(), on) == (stored, moved)
+
+
+@pytest.mark.parametrize("on", module.ON)
+def test_a_format_that_changes_nothing(on):
+    values = take(Same(), on)
+    assert values["self"]["accuracy"] == values["baseline"]["accuracy"] > 0.9
+    assert isinstance(values["self"]["sqnr"], Missing) and values["self"]["max_error"] == 0
+
+
+def test_a_format_that_leaves_nothing():
+    values = take(Grid(1e6), "weights")
+    assert values["self"]["accuracy"] < 0.3 and values["self"]["sqnr"] == 0 and values["self"]["max_error"] == 1
+
+
+def test_figures_of_real_formats():
+    wide, narrow = take(BFloat16(), "both"), take(Posit(8, 0), "both")
+    for values in (wide, narrow):
+        assert values["self"].keys() | {"throughput"} == {*protocol.metrics, "memory_footprint", "memory_access",
+                                                         "core_utilization", "energy"}
+        assert abs(values["self"]["accuracy"] - values["baseline"]["accuracy"]) < 0.05
+        assert isinstance(values["self"]["energy"], Missing) and "a-format" in values["self"]["energy"].reason
+    assert wide["self"]["sqnr"] > narrow["self"]["sqnr"] + 6
+    assert 0.5 < wide["self"]["stored_bits"] / wide["baseline"]["stored_bits"] < 0.52
+    assert wide["self"]["density"] == 128  # bfloat16 has as many in every octave
+    assert narrow["self"]["dynamic_range"] == pytest.approx(20 * np.log10(2.0**12))
+    exact = take(Posit(32, 2), "weights")["self"]  # near one it has more fraction bits than float32
+    assert "changes none" in exact["sqnr"].reason and "at most 16 bits" in exact["density"].reason
+    again = take(Posit(8, 0), "both")
+    assert again["self"] | {"energy": 0} == narrow["self"] | {"energy": 0}
+
+
+def test_energy_where_the_table_knows_the_format():
+    node = SimpleNamespace(id="fp16", peers=())
+    values = take(BFloat16(), "both", node)
+    assert 0 < values["self"]["energy"] < values["baseline"]["energy"]
+    assert isinstance(take(BFloat16(), "weights", node)["self"]["energy"], Missing)
+
+
+def test_trials():
+    assert [t.setting["on"] for t in protocol.trials(NODE, {}, WORKLOAD)] == list(module.ON)
+    timings = protocol.trials(NODE, {}, ARRAY)
+    assert all(t.timing and t.setting == {"elements": 1000} for t in timings)
+    assert [t.seed for t in timings] == [*range(5)]
+
+
+@pytest.mark.parametrize(("subject", "peers"), [(BFloat16(), ("torch", "ml_dtypes")), (Posit(8, 2), ("softposit",))])
+def test_contest(subject, peers):
+    contest = protocol.contest(Case(SimpleNamespace(id="x", peers=peers), {}, subject, ARRAY, {"elements": 1000}, 0))
+    assert {"self", "baseline", *peers} == contest.contestants.keys() | contest.missing.keys()
+    assert contest.work == 1000 and contest.unit == "elements"
+    for call in contest.contestants.values():
+        call()
+
+
+def test_peers_round_as_we_do():
+    x = np.random.default_rng(0).standard_normal(100).astype(np.float32)
+    pytest.importorskip("softposit")
+    call, count = module.PEERS["softposit"](Posit(8, 0), x)
+    assert count == 100
+    np.testing.assert_array_equal(call(), Posit(8, 0).round(x))
+
+
+def test_a_peer_that_is_not_installed(monkeypatch):
+    def absent(form, x):
+        raise ImportError
+
+    monkeypatch.setitem(module.PEERS, "softposit", absent)
+    node = SimpleNamespace(id="posit", peers=("softposit",))
+    contest = protocol.contest(Case(node, {}, Posit(), ARRAY, {"elements": 1000}, 0))
+    assert contest.missing == {"softposit": "not installed: pip install softposit"}
+    assert contest.contestants.keys() == {"self", "baseline"}
