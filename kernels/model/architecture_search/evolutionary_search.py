@@ -48,12 +48,12 @@ class EvolutionarySearch:
     ...     cost = staticmethod(lambda candidate: 1)
     ...     evaluate = staticmethod(lambda candidate: sum(candidate.values()))
     >>> space = {f"bit {i}": (0, 1) for i in range(20)}
-    >>> found, history = EvolutionarySearch(population=10, sample=5).search(space, OneMax(), budget=300, seed=0)
+    >>> found, history = EvolutionarySearch().search(space, OneMax(), budget=300, seed=0)
     >>> sum(found.values()), history[-1][2]
     (20, 300)
     """
 
-    population: int = 20
+    population: int = 10
     sample: int = 5
 
     def __post_init__(self) -> None:

@@ -1,0 +1,150 @@
+"""How training systems are measured: the same training, run another way, must end in the same place for less."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datasets import Data, Recipe, Workload, accuracy
+from datasets.workloads.recipe import cross_entropy
+from kernels import counting
+from taxonomy.measure.protocol import REPETITIONS, Case, Contest, Missing, Protocol, Trial, Values
+
+__all__ = ["OneBatch", "TrainingSystemProtocol", "chain", "protocol"]
+
+DEEP = {"depth": 16, "batch": 8}
+"""A chain much deeper than the workload's network: what a system saves on many layers."""
+
+RESIDENT = 4
+"""Numbers kept for each parameter by AdamW: weight, gradient and two moments."""
+
+
+class TrainingSystemProtocol(Protocol):
+    """Train by the system and plainly, from the same start; compare one batch's gradient, memory and time.
+
+    The setting `epochs` trains the workload's network for a quarter of its recipe. The setting of a `depth` and a
+    `batch` takes one forward and backward pass of a chain of so many convolutions on the workload's items.
+    """
+
+    kind = "training-system"
+    version = 1
+    metrics = ("accuracy", "gradient_error", "training_peak_bytes", "memory_footprint", "bytes_sent", "latency")
+
+    def trials(self, technique: Any, variant: Mapping[str, Any], workload: Any) -> list[Trial]:
+        seeds = range(REPETITIONS)
+        return [
+            *(Trial({"epochs": max(1, workload.recipe.epochs // 4)}, seed) for seed in seeds),
+            Trial(DEEP),
+            *(Trial({"batch": workload.recipe.batch}, seed, timing=True) for seed in seeds),
+            *(Trial(DEEP, seed, timing=True) for seed in seeds),
+        ]
+
+    def quality(self, case: Case) -> Values:
+        workload = case.workload
+        own, plain = _one_batch(case), _one_batch(case, plain=True)
+        values: Values = {
+            "self": {
+                **own.figures(),
+                "gradient_error": _relative(own.gradient, plain.gradient),
+                "bytes_sent": Missing("one process: nothing is sent"),
+            },
+            "baseline": {**plain.figures(), "gradient_error": 0.0},
+        }
+        if "epochs" in case.setting:
+            recipe = replace(workload.recipe, epochs=case.setting["epochs"], seed=case.seed)
+            trained, _ = case.subject.run(recipe, workload.network(case.seed), workload.data())
+            values["self"]["accuracy"] = accuracy(trained, workload.data().test)
+            values["baseline"]["accuracy"] = _plain_accuracy(workload, recipe)
+        return values
+
+    def contest(self, case: Case) -> Contest:
+        contestants = {"self": _one_batch(case).step(), "baseline": _one_batch(case, plain=True).step()}
+        return Contest(contestants, work=case.setting["batch"], unit="items")
+
+
+@dataclass(frozen=True)
+class OneBatch(Recipe):
+    """A recipe that goes forward and backward once over the whole training set, updates nothing, and looks on."""
+
+    seen: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    def train(self, network: nn.Module, data: Data, **options: Any) -> list[dict[str, Any]]:
+        x, y = torch.tensor(data.train.x), torch.tensor(data.train.y)
+        network.train()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            peak = counting.training_peak_bytes(network, lambda: cross_entropy(network, x, y).backward())
+        gradient = [parameter.grad for parameter in network.parameters()]
+        self.seen.update(network=network, peak=peak, gradient=gradient, x=x, y=y)
+        return []
+
+    @property
+    def network(self) -> nn.Module:
+        """What the system really trained: the network as it wrapped it."""
+        return self.seen["network"]
+
+    @property
+    def gradient(self) -> Tensor:
+        """The gradient of all parameters, flat."""
+        return torch.cat([g.flatten().double() for g in self.seen["gradient"] if g is not None])
+
+    def figures(self) -> dict[str, Any]:
+        """Bytes that the step makes, and those with all that training keeps resident."""
+        resident = RESIDENT * sum(p.numel() * p.element_size() for p in self.network.parameters())
+        return {"training_peak_bytes": self.seen["peak"], "memory_footprint": resident + self.seen["peak"]}
+
+    def step(self) -> Callable[[], None]:
+        """One forward and backward pass, to be timed."""
+        network, x, y = self.network.train(), self.seen["x"], self.seen["y"]
+
+        def call() -> None:
+            network.zero_grad()
+            cross_entropy(network, x, y).backward()
+
+        return call
+
+
+def chain(shape: tuple[int, ...], classes: int, depth: int, width: int = 16) -> nn.Module:
+    """`depth` convolutions with batch norm and ReLU at the items' full resolution, then a linear classifier."""
+    layers: list[nn.Module] = []
+    for channels in [shape[0], *[width] * (depth - 1)]:
+        layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
+
+
+def _one_batch(case: Case, plain: bool = False) -> OneBatch:
+    workload, setting = case.workload, case.setting
+    data = workload.data()
+    if "depth" in setting:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(case.seed)
+            network = chain(workload.input_shape, data.classes, setting["depth"])
+    else:
+        network = workload.network(case.seed)
+    recipe = OneBatch(batch=setting.get("batch", workload.recipe.batch), seed=case.seed)
+    batch = replace(data, train=data.train[: recipe.batch])
+    if plain:
+        recipe.train(network, batch)
+    else:
+        case.subject.run(recipe, network, batch)
+    return recipe
+
+
+def _relative(own: Tensor, plain: Tensor) -> float:
+    return float((own - plain).norm() / plain.norm())
+
+
+@cache
+def _plain_accuracy(workload: Workload, recipe: Recipe) -> float:
+    """Remembered, because all variants share it."""
+    network = workload.network(recipe.seed)
+    recipe.train(network, workload.data())
+    return accuracy(network, workload.data().test)
+
+
+protocol = TrainingSystemProtocol()

@@ -1,0 +1,110 @@
+"""The training-system protocol: it sees what a system saves, and would see what it got wrong."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from datasets import Data, Recipe, Split, Workload, accuracy
+from kernels.implementation.training_memory.gradient_checkpointing import GradientCheckpointing
+from taxonomy.measure.protocol import Case, Missing
+from taxonomy.measure.protocols.training_system import DEEP, OneBatch, chain, protocol
+
+
+def blobs(n, seed):
+    random = np.random.default_rng(seed)
+    y = np.arange(n) % 2
+    return Split(random.normal(size=(n, 1, 4, 4)) + 2 * y[:, None, None, None] - 1, y)
+
+
+def network():
+    hidden = (module for _ in range(8) for module in (nn.Linear(16, 16), nn.Sigmoid()))
+    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(16, 2))
+
+
+WORKLOAD = Workload(
+    "blobs", network, Data("blobs", blobs(96, 0), blobs(16, 1), blobs(50, 2), 2), Recipe(epochs=8, batch=32)
+)
+
+
+class Plain:
+    def run(self, recipe, network, data):
+        network = copy.deepcopy(network)
+        return network, recipe.train(network, data)
+
+
+class Doubling(Plain):
+    """Gets every gradient wrong, by a factor of two."""
+
+    def run(self, recipe, network, data):
+        network = copy.deepcopy(network)
+        for parameter in network.parameters():
+            parameter.register_hook(lambda gradient: 2 * gradient)
+        return network, recipe.train(network, data)
+
+
+def quality(subject, setting=None, seed=0):
+    return protocol.quality(Case(SimpleNamespace(settings={}), {}, subject, WORKLOAD, setting or {"epochs": 2}, seed))
+
+
+def test_the_plain_recipe_is_its_own_baseline():
+    values = quality(Plain())
+    own, plain = values["self"], values["baseline"]
+    assert own.pop("bytes_sent") == Missing("one process: nothing is sent")
+    assert own == plain and own["gradient_error"] == 0
+    numbers = 8 * (16 * 16 + 16) + 2 * 16 + 2
+    assert own["memory_footprint"] - own["training_peak_bytes"] == 4 * 4 * numbers
+    assert own["training_peak_bytes"] >= 4 * 32 * 16 * 8  # what eight sigmoids keep
+    trained = WORKLOAD.network(seed=0)
+    replace(WORKLOAD.recipe, epochs=2).train(trained, WORKLOAD.data())
+    assert own["accuracy"] == accuracy(trained, WORKLOAD.data().test)
+
+
+def test_a_wrong_gradient_is_seen():
+    assert quality(Doubling())["self"]["gradient_error"] == pytest.approx(1)
+
+
+def test_checkpointing_saves_memory_and_changes_nothing():
+    for setting in ({"epochs": 2}, DEEP):
+        values = quality(GradientCheckpointing(4), setting, seed=1)
+        assert values["self"]["gradient_error"] == 0
+        assert values["self"]["training_peak_bytes"] < 0.8 * values["baseline"]["training_peak_bytes"]
+        assert values["self"].get("accuracy") == values["baseline"].get("accuracy")
+
+
+def test_one_batch_updates_nothing():
+    net, recipe = network(), OneBatch(batch=32)
+    before = copy.deepcopy(net.state_dict())
+    assert recipe.train(net, WORKLOAD.data()) == []
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert recipe.gradient.numel() == sum(p.numel() for p in net.parameters()) and recipe.network is net
+
+
+def test_a_timed_step_starts_from_no_gradient():
+    contest = protocol.contest(
+        Case(SimpleNamespace(settings={}), {}, GradientCheckpointing(2), WORKLOAD, {"batch": 32}, 0)
+    )
+    assert contest.contestants.keys() == {"self", "baseline"} and contest.work == 32
+    recipe = OneBatch(batch=32)
+    recipe.train(network(), WORKLOAD.data())
+    step, once = recipe.step(), recipe.gradient
+    step(), step()
+    again = torch.cat([p.grad.flatten().double() for p in recipe.network.parameters()])
+    torch.testing.assert_close(again, once)
+
+
+def test_the_chain_is_as_deep_as_it_says():
+    net = chain((3, 8, 8), classes=5, depth=4)
+    assert sum(isinstance(m, nn.Conv2d) for m in net) == 4 and net(torch.zeros(2, 3, 8, 8)).shape == (2, 5)
+
+
+def test_trials_train_a_quarter_of_the_recipe():
+    trials = protocol.trials(None, {}, WORKLOAD)
+    assert [t.setting for t in trials if not t.timing] == [{"epochs": 2}] * 5 + [DEEP]
+    assert [t.setting for t in trials if t.timing] == [{"batch": 32}] * 5 + [DEEP] * 5
