@@ -71,6 +71,7 @@ def _load(root: Path) -> Taxonomy:
     problems: list[str] = []
     tables = {name: _read(root / name, kind, problems) for name, kind in _TABLES.items()}
     techniques: dict[str, schema.Technique] = {}
+    paths: dict[str, Path] = {}
     adapter = TypeAdapter(schema.Technique)
     for level in schema.LEVELS:
         for path in sorted((root / level).glob("*/*.yml")):
@@ -82,9 +83,9 @@ def _load(root: Path) -> Taxonomy:
                 problems.append(_at(path, ("id",), f"id {node.id!r} differs from the file's name {path.stem!r}", root))
             if node.id in techniques:
                 problems.append(_at(path, ("id",), f"id {node.id!r} is taken by {techniques[node.id].address}", root))
-            techniques[node.id] = node
+            techniques[node.id], paths[node.id] = node, path
     if all(table is not None for table in tables.values()):
-        problems += _cross_check(root, techniques, tables)
+        problems += _cross_check(root, techniques, paths, tables)
     if problems:
         raise TaxonomyError(problems)
     return Taxonomy(
@@ -152,7 +153,9 @@ def _name(path: Path, root: Path) -> str:
         return str(path)
 
 
-def _cross_check(root: Path, techniques: Mapping[str, schema.Technique], tables: Mapping[str, Any]) -> list[str]:
+def _cross_check(
+    root: Path, techniques: Mapping[str, schema.Technique], paths: Mapping[str, Path], tables: Mapping[str, Any]
+) -> list[str]:
     """What no single file can know: that every id named anywhere exists."""
     metrics = set(tables["metrics.yml"]) | {a for m in tables["metrics.yml"].values() for a in m.aliases}
     kinds, workloads = tables["kinds.yml"], set(tables["workloads.yml"])
@@ -167,7 +170,7 @@ def _cross_check(root: Path, techniques: Mapping[str, schema.Technique], tables:
                 problems.append(_at(path, loc, f"unknown {what} {name!r}{nearest(name, known)}", root))
 
     for node in techniques.values():
-        path = root / f"{node.address}.yml"
+        path = paths[node.id]
         check(path, ("improves",), "metric", node.improves, metrics)
         check(path, ("references",), "reference", node.references, tables["references.yml"])
         check(path, ("baseline",), "baseline", [node.baseline], baselines)

@@ -79,9 +79,7 @@ def test_what_does_not_exist_is_named(house):
         closure(["kernels.a:Z"], house)
 
 
-def test_in_this_house_a_shared_helper_makes_exactly_its_users_stale(tmp_path, monkeypatch):
-    import taxonomy.fingerprint as module
-
+def test_in_this_house_a_shared_helper_makes_exactly_its_users_stale(tmp_path):
     left_out = shutil.ignore_patterns("*.npz", "__pycache__", "measurements")
     for name in ("kernels", "datasets"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=left_out)
@@ -93,12 +91,10 @@ def test_in_this_house_a_shared_helper_makes_exactly_its_users_stale(tmp_path, m
     before = {name: closure(start, tmp_path) for name, start in starts.items()}
     path = tmp_path / "kernels/arithmetic/number_format.py"
     text = path.read_text()
-    path.write_text(text.replace("class NumberFormat", '_PAD = 0\n\n\nclass NumberFormat', 1).replace(
-        "    def ", "    edited = True\n\n    def ", 1) if "class NumberFormat" in text else text)  # fmt: skip
+    path.write_text(text.replace("    bits: int\n", "    bits: int\n    edited = True\n", 1))
     after = {name: closure(start, tmp_path) for name, start in starts.items()}
     touched = {name for name in starts if before[name] != after[name]}
-    assert touched and touched <= users
-    assert module.ROOT == ROOT
+    assert touched == users
 
 
 def test_fingerprints_depend_on_conditions_data_and_version():

@@ -35,7 +35,6 @@ def test_three_mistakes_come_at_once_with_file_line_and_remedy(copy):
     # the wrong kind and the unknown field are the file's own; the unknown baseline shows once the file stands
     assert any(f":{lines.index('kind: number-fromat') + 1}:" in p and "'number-format'" in p for p in problems)
     assert any(f":{lines.index('use_wehn: never') + 1}:" in p and "use_when" in p for p in problems)
-    path.write_text(text)
     path.write_text(text.replace("number-fromat", "number-format"))
     with pytest.raises(TaxonomyError, match="unknown baseline 'fp23'; did you mean fp32"):
         load(_fresh(copy))
