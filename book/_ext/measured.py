@@ -1,0 +1,196 @@
+"""Numbers in prose come from records: {measured}`posit:accuracy:workload=mnist-cnn,bits=8,es=2`.
+
+`technique:metric@who:conditions`; who is the technique itself unless named (baseline, random, a peer). Conditions are
+workload, variant and setting, enough of them to leave one record. {measured-value} leaves the interval to the tooltip.
+{finding}`magnitude-pruning--csr:crossover:columns=64` says verdict, effect or crossover of an influence.
+What no record answers, or more than one, is an error that names the nearest.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from functools import lru_cache
+
+from docutils import nodes
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxRole
+
+logger = logging.getLogger(__name__)
+PLACES = ("workload", "store")
+Row = dict
+
+
+class Unknown(LookupError):
+    """No record, or more than one, answers."""
+
+
+@lru_cache(maxsize=1)
+def _taxonomy():
+    import taxonomy
+
+    return taxonomy.load()
+
+
+@lru_cache(maxsize=512)
+def _rows(technique):
+    return _taxonomy().measurements(technique).to_dict("records")
+
+
+def _conditions(text):
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    if broken := [name for name, equals, _ in pairs if not equals]:
+        raise Unknown(f"condition {broken[0]!r} has no value; write name=value")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _has(row, name, value):
+    if name in PLACES:
+        return row[name] == value
+    held = {**row["parameters"], **row["conditions"]}.get(name)
+    return held is not None and _same(held, value)
+
+
+def _same(held, value):
+    try:
+        return float(held) == float(value)
+    except (TypeError, ValueError):
+        return str(held) == value
+
+
+def _written(row):
+    parts = {"workload": row["workload"], **row["parameters"], **row["conditions"]}
+    return ",".join(f"{name}={value}" for name, value in parts.items())
+
+
+def lookup(text):
+    """The one tidy row that `technique:metric@who:conditions` names.
+
+    Raises
+    ------
+    Unknown
+        With the nearest that there are.
+    """
+    technique, _, rest = text.strip().partition(":")
+    metric, _, conditions = rest.partition(":")
+    metric, _, who = metric.partition("@")
+    tx = _taxonomy()
+    try:
+        node, metric = tx[technique.strip()], tx.metric(metric.strip())
+    except KeyError as error:
+        raise Unknown(error.args[0]) from None
+    wanted = _conditions(conditions)
+    rows = [row for row in _rows(node.id) if row["metric"] == metric]
+    if not rows:
+        held = sorted({row["metric"] for row in _rows(node.id)})
+        raise Unknown(f"no record of {metric!r} for {node.id!r}; there are {', '.join(held) or 'none at all'}")
+    named = [row for row in rows if row["who"] == (who or "self")]
+    if not named:
+        raise Unknown(f"nobody called {who or 'self'!r} there; there are {', '.join(sorted({r['who'] for r in rows}))}")
+    found = [row for row in named if all(_has(row, *pair) for pair in wanted.items())]
+    if "store" not in wanted:
+        found = [row for row in found if row["store"] == "reference"] or found
+    if len(found) == 1:
+        row = found[0]
+        if math.isnan(row["value"]):
+            raise Unknown(f"{text!r} has no value: {row['reason']}")
+        return row
+    nearest = sorted(found or named, key=lambda row: -sum(_has(row, *pair) for pair in wanted.items()))
+    problem = f"{len(found)} records answer {text!r}" if found else f"no record answers {text!r}"
+    raise Unknown(f"{problem}; near are " + " | ".join(dict.fromkeys(map(_written, nearest[:4]))))
+
+
+def conclusion(text):
+    """Verdict, effect or crossover of the finding that `source--target:what:conditions` names, with the finding."""
+    from taxonomy.charts import _effect
+    from taxonomy.load import nearest
+
+    name, _, rest = text.strip().partition(":")
+    what, _, conditions = rest.partition(":")
+    edges = {edge.id: edge for edge in _taxonomy().influences()}
+    if name not in edges:
+        raise Unknown(f"unknown influence {name!r}{nearest(name, edges)}")
+    wanted = _conditions(conditions)
+    findings = [f for f in edges[name].findings if all(_stands(f, *pair) for pair in wanted.items())]
+    if len(findings) != 1:
+        near = " | ".join(f"workload={f.workload},metric={f.metric},{f.setting}" for f in edges[name].findings)
+        raise Unknown(f"{len(findings)} findings answer {text!r}; there are {near or 'none'}")
+    finding = findings[0]
+    if what == "verdict":
+        return finding.verdict, finding
+    if what == "effect":
+        return _effect(finding), finding
+    if what == "crossover" and finding.crossover:
+        centre, low, high = finding.crossover
+        return f"{centre:.2g} ({low:.2g} to {high:.2g})", finding
+    raise Unknown(f"{name!r} has no {what!r}; ask for verdict, effect" + (", crossover" if finding.crossover else ""))
+
+
+def _stands(finding, name, value):
+    if name in ("workload", "metric"):
+        return getattr(finding, name) == value
+    held = dict(part.split("=", 1) for part in finding.setting.split(", ") if part)
+    return name in held and _same(held[name], value)
+
+
+def resolve(role, text):
+    """A role as plain words, for notebooks outside the book."""
+    try:
+        if role == "finding":
+            return conclusion(text)[0]
+        if role == "measured":
+            return _shown(lookup(text))[0]
+    except Unknown:
+        pass
+    return text.partition("<")[0].strip() or text
+
+
+def _shown(row):
+    from taxonomy.quantity import interval, quantity
+
+    return interval(row["value"], row["low"], row["high"], row["unit"]), quantity(row["value"], row["unit"])
+
+
+class Measured(SphinxRole):
+    def run(self):
+        try:
+            if self.name == "finding":
+                text, finding = conclusion(self.text)
+                title = f"{finding.workload} {finding.setting}: {finding.because}"
+                stale = finding.stale
+            else:
+                row = lookup(self.text)
+                full, short = _shown(row)
+                text = short if self.name == "measured-value" else full
+                title = f"{row['metric']} of {row['who'] if row['who'] != 'self' else row['technique']}, {_written(row)}"
+                title += f"; {full}, n = {row['n']}"
+                stale = row["stale"]
+        except Unknown as error:
+            logger.warning("%s: %s", self.name, error, location=self.get_location(), type="measured")
+            return [nodes.problematic(self.rawtext, self.text)], []
+        if stale:
+            title += "; stale: the code has changed since"
+        raw = f'<span class="measured{" stale" if stale else ""}" title="{html.escape(title)}">{html.escape(text)}</span>'
+        return [nodes.raw("", raw, format="html"), _Elsewhere("", text)], []
+
+
+class _Elsewhere(nodes.Inline, nodes.TextElement):
+    """The words for builders other than HTML."""
+
+    def __init__(self, rawsource="", text="", *children, **attributes):
+        super().__init__(rawsource, text, *children, **attributes)
+
+
+def _skip(translator, node):
+    raise nodes.SkipNode
+
+
+def _pass(translator, node):
+    pass
+
+
+def setup(app):
+    for name in ("measured", "measured-value", "finding"):
+        app.add_role(name, Measured())
+    app.add_node(_Elsewhere, html=(_skip, None), latex=(_pass, _pass), text=(_pass, _pass))
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

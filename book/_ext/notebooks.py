@@ -1,0 +1,56 @@
+"""Every page with cells offers itself as a notebook, executed, beside its source."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+FOLDER = "notebooks"
+MEASURED = re.compile(r"\{(measured|finding|cite|technique|metric|doc)\}`([^`]*)`")
+
+
+def executed(app, pagename):
+    path = Path(app.outdir).parent / "jupyter_execute" / f"{pagename}.ipynb"
+    return path if path.exists() else None
+
+
+def offer(app, pagename, templatename, context, doctree):
+    """A button in the page's download menu."""
+    if app.builder.format != "html" or not executed(app, pagename):
+        return
+    for group in context.get("header_buttons", []):
+        if group.get("label") == "download-buttons":
+            url = context["pathto"](f"{FOLDER}/{pagename}.ipynb", 1)
+            group["buttons"].insert(0, {
+                "type": "link", "url": url, "text": "Notebook with its results", "icon": "fas fa-book-open",
+                "tooltip": "Download the executed notebook", "label": "download-executed-button",
+            })  # fmt: skip
+
+
+def copy(app, exception):
+    """Roles that only the book understands become their words."""
+    if exception or app.builder.format != "html":
+        return
+    from measured import resolve
+
+    for pagename in app.env.found_docs:
+        source = executed(app, pagename)
+        if source is None:
+            continue
+        target = Path(app.outdir) / FOLDER / f"{pagename}.ipynb"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        notebook = json.loads(source.read_text("utf-8"))
+        for cell in notebook["cells"]:
+            if cell["cell_type"] == "markdown":
+                text = "".join(cell["source"])
+                cell["source"] = MEASURED.sub(lambda match: resolve(match[1], match[2]), text)
+        target.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    shutil.rmtree(Path(app.outdir) / "reports", ignore_errors=True)
+
+
+def setup(app):
+    app.connect("html-page-context", offer, priority=900)
+    app.connect("build-finished", copy)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

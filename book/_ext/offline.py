@@ -1,0 +1,49 @@
+"""Pages that ask nothing of a network, not even from file://: formulas and live charts come from the book's own folder.
+
+MathJax is vendored in `_extra`; the bundle that brings charts alive is taken from vl-convert, so that it has the version
+the charts were made with. It is wrapped in a function: as a plain script it would declare names that exist already.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+EXTRA = Path(__file__).resolve().parents[1] / "_extra"
+VEGA = "vendor/vega/vega.js"
+
+
+def vendor(app, config):
+    config.html_extra_path = [*config.html_extra_path, str(EXTRA)]
+
+
+def bundle_vega(app, exception):
+    if exception or app.builder.format != "html":
+        return
+    import vl_convert
+    from house import CACHES
+
+    kept = CACHES / f"vega-{vl_convert.__version__}.js"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(f"(function () {{\n{vl_convert.javascript_bundle()}\n}})();\n", encoding="utf-8")
+    target = Path(app.outdir) / VEGA
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.exists() or target.read_bytes() != kept.read_bytes():
+        target.write_bytes(kept.read_bytes())
+
+
+def drop_thebe(app, pagename, templatename, context, doctree):
+    """Thebe starts kernels in somebody's cloud; its scripts come even when it is off, and declare a constant twice."""
+
+    def is_thebe(script):
+        body = getattr(script, "attributes", {}).get("body") or ""
+        return "thebe" in str(getattr(script, "filename", "") or "") or "THEBE_JS_URL" in body
+
+    context["script_files"] = [script for script in context.get("script_files", []) if not is_thebe(script)]
+
+
+def setup(app):
+    app.connect("config-inited", vendor)
+    app.connect("html-page-context", drop_thebe, priority=950)
+    app.connect("build-finished", bundle_vega)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
