@@ -60,7 +60,16 @@ def sparse_torch(w: np.ndarray, x: np.ndarray, shape: Mapping[str, Any]) -> Call
 
 
 def sparse_mkl(w: np.ndarray, x: np.ndarray, shape: Mapping[str, Any]) -> Callable[[], Any]:
+    """MKL, through a wrapper that makes MKL's handle of the matrix in every call."""
+    import os
+    import sys
+    from pathlib import Path
+
     import scipy.sparse
+
+    # the wheel installs a versioned library where the wrapper does not look
+    for library in sorted(Path(sys.prefix, "lib").glob("libmkl_rt.so*")):
+        os.environ.setdefault("MKL_RT", str(library))
     from sparse_dot_mkl import dot_product_mkl
 
     left = scipy.sparse.csr_matrix(w)
