@@ -160,13 +160,26 @@ def test_trials():
     assert [t.seed for t in timings] == [*range(5)]
 
 
-@pytest.mark.parametrize(("subject", "peers"), [(BFloat16(), ("torch", "ml_dtypes")), (Posit(8, 2), ("softposit",))])
-def test_contest(subject, peers):
-    contest = protocol.contest(Case(SimpleNamespace(id="x", peers=peers), {}, subject, ARRAY, {"elements": 1000}, 0))
-    assert {"self", "baseline", *peers} == contest.contestants.keys() | contest.missing.keys()
-    assert contest.work == 1000 and contest.unit == "elements"
-    for call in contest.contestants.values():
+def contest(subject, *peers):
+    return protocol.contest(Case(SimpleNamespace(id="x", peers=peers), {}, subject, ARRAY, {"elements": 1000}, 0))
+
+
+def test_contest():
+    found = contest(BFloat16(), "torch", "ml_dtypes")
+    assert found.contestants.keys() == {"self", "baseline", "torch", "ml_dtypes"} and not found.missing
+    assert found.work == 1000 and found.unit == "elements" and not found.works
+    for call in found.contestants.values():
         call()
+    other = contest(BFloat16("toward-zero"), "torch", "ml_dtypes")
+    assert other.contestants.keys() == {"self", "baseline"}
+    assert all("nearest even only" in reason for reason in other.missing.values())
+
+
+def test_a_peer_that_takes_number_by_number_has_a_rate_of_its_own(monkeypatch):
+    monkeypatch.setitem(module.PEERS, "slow", lambda form, x: (lambda: sum(range(10_000)), 10))
+    found = contest(Posit(), "slow")
+    assert "slow" not in found.contestants
+    assert 10 < found.values["slow"]["throughput"] < 10e6  # ten elements in the time of a sum, not a thousand
 
 
 def test_peers_round_as_we_do():
@@ -182,7 +195,6 @@ def test_a_peer_that_is_not_installed(monkeypatch):
         raise ImportError
 
     monkeypatch.setitem(module.PEERS, "softposit", absent)
-    node = SimpleNamespace(id="posit", peers=("softposit",))
-    contest = protocol.contest(Case(node, {}, Posit(), ARRAY, {"elements": 1000}, 0))
-    assert contest.missing == {"softposit": "not installed: pip install softposit"}
-    assert contest.contestants.keys() == {"self", "baseline"}
+    found = contest(Posit(), "softposit")
+    assert found.missing == {"softposit": "not installed: pip install softposit"}
+    assert found.contestants.keys() == {"self", "baseline"} and not found.values

@@ -1,7 +1,8 @@
 """Rounding by other libraries: float32 to the format and back.
 
 Each peer takes the format and an array, and gives a call and how many elements that call rounds: one that handles a
-number at a time, in Python, is timed on few of them. It raises ImportError where the library is not installed.
+number at a time, in Python, gets few of them. It raises ImportError where the library is not installed, and ValueError
+where the library has no such format.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ def torch_cast(number_format: Any, x: np.ndarray) -> Peer:
     """PyTorch, both results preallocated."""
     import torch
 
+    _rounds_to_nearest(number_format)
     source = torch.from_numpy(x)
     narrow, back = source.to(torch.bfloat16), torch.empty_like(source)
 
@@ -35,6 +37,7 @@ def ml_dtypes_cast(number_format: Any, x: np.ndarray) -> Peer:
     """ml_dtypes as a numpy type, both results preallocated."""
     import ml_dtypes
 
+    _rounds_to_nearest(number_format)
     narrow, back = np.empty(x.shape, ml_dtypes.bfloat16), np.empty_like(x)
 
     def call() -> None:
@@ -42,6 +45,11 @@ def ml_dtypes_cast(number_format: Any, x: np.ndarray) -> Peer:
         np.copyto(back, narrow, casting="unsafe")
 
     return call, x.size
+
+
+def _rounds_to_nearest(number_format: Any) -> None:
+    if number_format.rounding != "nearest-even":
+        raise ValueError(f"its bfloat16 is rounded to nearest even only, not {number_format.rounding}")
 
 
 def softposit_cast(number_format: Any, x: np.ndarray) -> Peer:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from math import floor, log2, log10
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from kernels.energy import DRAM_ENERGY, mac_energy
 from taxonomy.measure.peers.number_format import PEERS
 from taxonomy.measure.protocol import REPETITIONS, Case, Contest, Missing, Protocol, Trial, Values
 from taxonomy.measure.stack import fold
+from taxonomy.measure.timing import interleave
 
 __all__ = ["NumberFormatProtocol", "layer_inputs", "protocol", "round_network", "traffic", "weights_of"]
 
@@ -81,15 +83,21 @@ class NumberFormatProtocol(Protocol):
         number_format = case.subject.fit(x)
         out, copied = np.empty_like(x, dtype=number_format.dtype), np.empty_like(x)
         contestants = {"self": lambda: number_format.round(x, out), "baseline": lambda: np.copyto(copied, x)}
-        works = {}
+        values: Values = {}
         missing = {}
         for name in case.technique.peers:
             try:
-                contestants[name], works[name] = PEERS[name](case.subject, x)
+                call, count = PEERS[name](case.subject, x)
             except ImportError:
                 missing[name] = f"not installed: pip install {name}"
-        return Contest(contestants, work=x.size, unit="elements", missing=missing,
-                       works={name: work for name, work in works.items() if work != x.size})
+            except ValueError as error:
+                missing[name] = str(error)
+            else:
+                if count == x.size:
+                    contestants[name] = call
+                else:  # another amount of work: a rate beside the others, not a time
+                    values[name] = {"throughput": count / median(interleave({name: call})[name])}
+        return Contest(contestants, work=x.size, unit="elements", values=values, missing=missing)
 
 
 def weights_of(network: nn.Module) -> list[Tensor]:
