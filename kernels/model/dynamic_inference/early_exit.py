@@ -27,8 +27,7 @@ def entropy(logits: Tensor) -> Tensor:
     >>> entropy(torch.zeros(1, 10)).exp()
     tensor([10.0000])
     """
-    log = logits.log_softmax(-1)
-    return -(log.exp() * log).sum(-1)
+    return torch.special.entr(logits.softmax(-1)).sum(-1)
 
 
 class SideClassifier(nn.Module):
@@ -98,15 +97,20 @@ class MultiExit(nn.Module):
             x = stage(x)
             logits = head(x)
             sure = entropy(logits) < self.threshold
-            found.append((left[sure], logits[sure], cost))
-            left, x = left[~sure], x[~sure]
-            if not len(left):
+            leaving = int(sure.sum())
+            if leaving == len(left):
+                found.append((left, logits, cost))
                 break
+            if leaving:
+                found.append((left[sure], logits[sure], cost))
+                left, x = left[~sure], x[~sure]
         else:
             found.append((left, self.stages[-1](x), self.costs[-1]))
-        items = torch.cat([items for items, _, _ in found]).argsort()
         costs = torch.cat([torch.full((len(items),), cost) for items, _, cost in found])
-        return torch.cat([logits for _, logits, _ in found])[items], costs[items]
+        if len(found) == 1:
+            return found[0][1], costs
+        order = torch.cat([items for items, _, _ in found]).argsort()
+        return torch.cat([logits for _, logits, _ in found])[order], costs[order]
 
     def exits(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of every exit, (exits, batch, classes), and their entropies: what any threshold chooses from."""
@@ -144,7 +148,7 @@ class EarlyExit:
     Examples
     --------
     >>> import datasets
-    >>> workload = datasets.workload("mnist-cnn")
+    >>> workload = datasets.workload("noisy-digits-cnn")
     >>> network = EarlyExit(threshold=0.1).apply(workload.trained(), workload.data())
     >>> logits, cost = network(torch.tensor(workload.data().validation.x[:64]))
     >>> logits.shape, bool(cost.min() < cost.max())
