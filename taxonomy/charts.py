@@ -29,6 +29,8 @@ PALETTE = {
     "blue": "#2b7bba", "vermilion": "#d1590b", "green": "#0a8a60", "purple": "#b0609a", "grey": "#7d7d7d",
     "ochre": "#a07a10",
 }  # fmt: skip
+NEUTRAL = "#767676"
+"""Of text, where no page gives it a better colour; book.css replaces exactly this one."""
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 SIGNS = {"+": PALETTE["blue"], "-": PALETTE["vermilion"], "mixed": PALETTE["purple"], "needs": PALETTE["green"]}
 LEVELS = ("model", "arithmetic", "implementation")
@@ -93,26 +95,28 @@ def _data(rows: Sequence[Row], names: Sequence[str]) -> Any:
     return alt.Data(values=[{name: clean(row.get(name)) for name in names} for row in rows])  # type: ignore[no-untyped-call]
 
 
-def _finish(chart: Any, alt_text: str, table: Mapping[str, Any] | None = None) -> alt.TopLevelMixin:
+def _finish(
+    chart: Any, alt_text: str, table: Mapping[str, Any] | None = None, least: int | None = None
+) -> alt.TopLevelMixin:
     """One look for all: no ground, readable type, legend below, so that a phone keeps the width for the figures."""
     from taxonomy.rendering import enable
 
     enable()
-    usermeta = {"table": dict(table)} if table else {}
+    usermeta = {key: value for key, value in (("table", table), ("least", least)) if value}
     return (
         chart.properties(description=alt_text, usermeta=usermeta, background="transparent", padding=4)
-        .configure(font="system-ui, sans-serif")
+        .configure(font="Liberation Sans, Helvetica, Arial, sans-serif")
         .configure_view(stroke=None)
         .configure_axis(
-            labelFontSize=13, titleFontSize=13, titleFontWeight="normal", labelColor="#767676", titleColor="#767676",
+            labelFontSize=13, titleFontSize=13, titleFontWeight="normal", labelColor=NEUTRAL, titleColor=NEUTRAL,
             gridColor="#8884", domainColor="#888", tickColor="#888", labelLimit=170, titlePadding=8,
         )
         .configure_legend(
             orient="bottom", direction="horizontal", columns=2, labelFontSize=13, titleFontSize=13, labelLimit=220,
-            labelColor="#767676", titleColor="#767676", symbolStrokeWidth=2,
+            labelColor=NEUTRAL, titleColor=NEUTRAL, symbolStrokeWidth=2,
         )
-        .configure_header(labelFontSize=13, labelColor="#767676", title=None, labelAnchor="start", labelFontWeight="bold")
-        .configure_title(fontSize=14, color="#767676", anchor="start")
+        .configure_header(labelFontSize=13, labelColor=NEUTRAL, title=None, labelAnchor="start", labelFontWeight="bold")
+        .configure_title(fontSize=14, color=NEUTRAL, anchor="start")
     )  # fmt: skip
 
 
@@ -504,93 +508,84 @@ def influence_graph(tx: Taxonomy, technique: str | None = None) -> alt.TopLevelM
     ----------
     technique : str, optional
         Draw only the edges out of and into this one.
+
+    Raises
+    ------
+    ValueError
+        If there is no such influence.
     """
     import altair as alt
 
     edges = [e for e in tx.influences() if technique in (None, e.source, e.target)]
     if not edges:
-        raise ValueError("no influence to draw")
+        raise ValueError(f"no influence to draw{f' of {technique!r}' if technique else ''}")
     place = _columns(tx, edges)
-    lines, arrows = [], []
-    for edge in edges:
-        finding = edge.finding
-        (x1, y1), (x2, y2) = place[edge.source], place[edge.target]
-        inside = x1 == x2
-        path = [_bezier(t / 16, (x1, y1), (x2, y2), 0.32 if inside else 0.0) for t in range(17)]
-        sign = edge.sign
-        width = (
-            1.5
-            if finding is None
-            else 1.5 + 4.5 * math.tanh(abs(finding.effect) / (0.05 if finding.metric == "accuracy" else 1.0))
-        )
-        state = "not measured" if finding is None else finding.verdict
-        about = {
-            "edge": edge.id,
-            "sign": sign,
-            "state": state,
-            "width": width,
-            "tip": f"{edge.source} → {edge.target}: {edge.metric}, claimed {sign}, {state}",
-        }
-        lines += [{**about, "x": x, "y": y, "order": i} for i, (x, y) in enumerate(path)]
-        (xa, ya), (xb, yb) = path[8], path[10]
-        arrows.append({**about, "x": xb, "y": yb, "angle": math.degrees(math.atan2((xb - xa) * 220, -(yb - ya) * -34))})
-    names = {node: tx[node].name for node in place}
-    nodes = [{"x": x, "y": y, "name": names[node], "href": f"{tx[node].address}.html", "level": tx[node].level}
+    lines, arrows = _paths(edges, place)
+    nodes = [{"x": x, "y": y, "name": tx[node].name, "href": f"{tx[node].address}.html", "level": tx[node].level}
              for node, (x, y) in place.items()]  # fmt: skip
+    heads = [{"x": i, "y": -1.0, "name": level.upper(), "level": level, "href": None} for i, level in enumerate(LEVELS)]
     rows = max(y for _, y in place.values()) + 1
-    x = alt.X("x:Q", axis=None, scale=alt.Scale(domain=[-0.4, 2.5], nice=False))
-    y = alt.Y("y:Q", axis=None, scale=alt.Scale(domain=[rows - 0.4, -1.1], nice=False))
+    x = alt.X("x:Q", axis=None, scale=alt.Scale(domain=[-0.05, 2.05], nice=False, zero=False))
+    y = alt.Y("y:Q", axis=None, scale=alt.Scale(domain=[rows - 0.4, -1.3], nice=False, zero=False))
+    worded = "datum.value == '+' ? '+ better' : datum.value == '-' ? '− worse' : datum.value"
     colour = alt.Color(
-        "sign:N",
-        scale=alt.Scale(domain=list(SIGNS), range=list(SIGNS.values())),
-        legend=alt.Legend(title="claimed", columns=4),
-    )
-    drawn = (
-        alt.Chart(_data(lines, ("edge", "sign", "state", "width", "tip", "x", "y", "order")))
-        .mark_line(interpolate="basis")
-        .encode(
-            x=x,
-            y=y,
-            detail="edge:N",
-            order="order:Q",
-            color=colour,
-            tooltip=alt.Tooltip("tip:N", title="influence"),
-            strokeWidth=alt.StrokeWidth("width:Q", scale=None),
-            strokeDash=alt.condition("datum.state == 'not measured'", alt.value([4, 4]), alt.value([1, 0])),
-        )
-    )
-    heads = (
-        alt.Chart(_data(arrows, ("x", "y", "angle", "sign", "tip")))
-        .mark_point(shape="triangle-right", filled=True, size=110, opacity=1)
-        .encode(x=x, y=y, color=colour, tooltip=alt.Tooltip("tip:N", title="influence"))
-    )
-    dots = (
-        alt.Chart(_data(nodes, ("x", "y", "name", "href")))
-        .mark_point(filled=True, size=110, color=PALETTE["grey"], opacity=1)
-        .encode(x=x, y=y, href="href:N", tooltip=alt.Tooltip("name:N", title="technique"), description="name:N")
-    )
-    label = (
-        alt.Chart(_data(nodes, ("x", "y", "name", "href")))
-        .mark_text(fontSize=13, dy=-13, color="#767676")
-        .encode(x=x, y=y, text="name:N", href="href:N", description="name:N")
-    )
-    heading = (
-        alt.Chart(
-            _data([{"x": i, "y": -0.9, "name": level.upper()} for i, level in enumerate(LEVELS)], ("x", "y", "name"))
-        )
-        .mark_text(fontSize=12, fontWeight="bold", color="#767676")
-        .encode(x=x, y=y, text="name:N")
-    )
-    chart = alt.layer(drawn, heads, dots, label, heading).properties(width=620, height=int(46 * rows) + 50)
+        "sign:N", scale=alt.Scale(domain=list(SIGNS), range=list(SIGNS.values())),
+        legend=alt.Legend(title="claimed", columns=4, labelExpr=worded, symbolType="stroke", symbolStrokeWidth=3),
+    )  # fmt: skip
+    tip = alt.Tooltip("tip:N", title="influence")
+
+    def layer(data: Sequence[Row]) -> Any:
+        return alt.Chart(_data(data, tuple(dict.fromkeys(key for row in data for key in row)))).encode(x=x, y=y)
+
+    def named(data: Sequence[Row], level: str, align: str, **mark: Any) -> Any:
+        own = [row for row in data if row["level"] == level]
+        shift = {"left": -6, "center": 0, "right": 6}[align]
+        words = layer(own).mark_text(color=NEUTRAL, align=align, dx=shift, **mark).encode(text="name:N")
+        return words.encode(href="href:N", description="name:N") if own[0]["href"] else words
+
+    drawn = layer(lines).mark_line().encode(
+        detail="edge:N", order="order:Q", color=colour, tooltip=tip, strokeWidth=alt.StrokeWidth("width:Q", scale=None),
+        strokeDash=alt.condition("datum.measured", alt.value([1, 0]), alt.value([4, 4])),
+    )  # fmt: skip
+    points = layer(arrows).mark_point(filled=True, size=110, opacity=1).encode(
+        color=colour, tooltip=tip, shape=alt.Shape("towards:N", scale=None, legend=None)
+    )  # fmt: skip
+    dots = layer(nodes).mark_point(filled=True, size=100, color=PALETTE["grey"], opacity=1).encode(
+        href="href:N", tooltip=alt.Tooltip("name:N", title="technique"), description="name:N"
+    )  # fmt: skip
+    sides = tuple(zip(LEVELS, ("left", "center", "right"), strict=True))
+    used = {row["level"] for row in nodes}
+    texts = [named(nodes, level, align, fontSize=13, dy=-13) for level, align in sides if level in used]
+    titles = [named(heads, level, align, fontSize=12, fontWeight="bold") for level, align in sides]
+    chart = alt.layer(drawn, points, dots, *texts, *titles).properties(width=600, height=int(44 * rows) + 50)
     table = {
         "columns": ["source", "target", "metric", "claimed", "effect", "verdict"],
-        "rows": [
-            [(names[e.source], f"{tx[e.source].address}.html"), (names[e.target], f"{tx[e.target].address}.html"), e.metric,
-             e.sign, _effect(e.finding), _verdict(e)] for e in edges
-        ],
+        "rows": [[(tx[e.source].name, f"{tx[e.source].address}.html"), (tx[e.target].name, f"{tx[e.target].address}.html"),
+                  e.metric, e.sign, _effect(e.finding), _verdict(e)] for e in edges],
     }  # fmt: skip
-    text = f"{len(edges)} influences between techniques, from the model level over arithmetic to implementation; the table lists them"
-    return _finish(chart, text, table)
+    text = f"{len(edges)} influences between techniques of the three levels; the table below lists them"
+    return _finish(chart, text, table, least=560)
+
+
+def _paths(edges: Sequence[Any], place: Mapping[str, tuple[float, float]]) -> tuple[list[Row], list[Row]]:
+    """The lines of the graph, point by point, and an arrow head on the middle of each."""
+    lines, arrows = [], []
+    for edge in edges:
+        start, end, finding = place[edge.source], place[edge.target], edge.finding
+        inside = start[0] == end[0]
+        bulge = (0.25 if start[0] < 2 else -0.25) if inside else 0.0
+        path = [_bezier(i / 24, start, end, bulge) for i in range(25)]
+        about = {
+            "edge": edge.id, "sign": edge.sign, "measured": finding is not None, "width": 1.5,
+            "tip": f"{edge.source} on {edge.target}: {edge.metric}, claimed {edge.sign}, {_verdict(edge)}",
+        }  # fmt: skip
+        if finding is not None:
+            whole = 0.05 if finding.metric == "accuracy" else 1.0
+            about["width"] = round(1.5 + 4.5 * math.tanh(abs(finding.effect) / whole), 2)
+        lines += [{**about, "x": round(x, 4), "y": round(y, 4), "order": i} for i, (x, y) in enumerate(path)]
+        down = "triangle-down" if end[1] > start[1] else "triangle-up"
+        arrows.append({**about, "x": path[14][0], "y": path[14][1], "towards": down if inside else "triangle-right"})
+    return lines, arrows
 
 
 def _effect(finding: Finding | None) -> str:

@@ -37,7 +37,8 @@ def figure(spec: Mapping[str, Any]) -> str:
     Parameters
     ----------
     spec : mapping
-        Vega-Lite. `description` is its text for those who do not see it; `usermeta.table` (`columns`, `rows`) its data.
+        Vega-Lite. `description` is its text for those who do not see it; `usermeta.table` (`columns`, `rows`) its data;
+        `usermeta.least` the width in pixels below which it scrolls instead of shrinking.
     """
     import vl_convert
 
@@ -45,11 +46,12 @@ def figure(spec: Mapping[str, Any]) -> str:
     name = "chart-" + hashlib.sha256(text.encode()).hexdigest()[:10]
     svg = vl_convert.vegalite_to_svg(text, vl_version="6.4").replace(OUTSIDE, "")
     alt = html.escape(str(spec.get("description", "chart")), quote=True)
-    data = spec.get("usermeta", {}).get("table")
+    about = spec.get("usermeta", {})
+    data, least = about.get("table"), about.get("least")
     live = {key: value for key, value in spec.items() if key != "usermeta"}
     embedded = json.dumps(live, sort_keys=True, separators=(",", ":")).replace("</", "<\\/")
     parts = [
-        f'<figure class="chart" id="{name}">',
+        f'<figure class="chart" id="{name}"{f' data-least="{least}"' if least else ""}>',
         f'<div class="chart-view" role="group" aria-label="{alt}" tabindex="0">{_quiet(svg)}</div>',
         f'<script type="application/json" class="chart-spec">{embedded}</script>',
         f"<details><summary>The figures as a table</summary>{table(**data)}</details>" if data else "",
