@@ -54,6 +54,9 @@ def build(root: Path = ROOT, output: Path | None = None, jobs: int = JOBS, fresh
         )
     finally:
         os.chdir(before)
+    if isinstance(result, Exception) and jobs > 1:
+        print("a page failed: once more, one page at a time, to show where", file=sys.stderr, flush=True)
+        return build(root, output, 1, fresh)
     if result != 0:  # Sphinx would not read the page again, and its warning would be gone
         doctrees.joinpath("environment.pickle").unlink(missing_ok=True)
         return 1

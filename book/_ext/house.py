@@ -34,10 +34,13 @@ def digest(root: Path = ROOT) -> str:
 
 
 def use_cache(app, config):
+    from jupyter_cache import get_cache
+
     config.house_digest = digest()
     folder = CACHES / config.house_digest
     folder.mkdir(parents=True, exist_ok=True)
     folder.touch()
+    get_cache(folder).list_cache_records()  # its tables exist before several readers ask at once
     config.nb_execution_cache_path = str(folder)
     caches = [path for path in CACHES.iterdir() if path.is_dir()]
     for old in sorted(caches, key=lambda path: path.stat().st_mtime, reverse=True)[KEPT:]:

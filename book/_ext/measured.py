@@ -102,7 +102,7 @@ def lookup(text):
 
 def conclusion(text):
     """Verdict, effect or crossover of the finding that `source--target:what:conditions` names, with the finding."""
-    from taxonomy.charts import _effect
+    from taxonomy.charts.traces import effect
     from taxonomy.load import nearest
 
     name, _, rest = text.strip().partition(":")
@@ -119,7 +119,7 @@ def conclusion(text):
     if what == "verdict":
         return finding.verdict, finding
     if what == "effect":
-        return _effect(finding), finding
+        return effect(finding), finding
     if what == "crossover" and finding.crossover:
         centre, low, high = finding.crossover
         return f"{centre:.2g} ({low:.2g} to {high:.2g})", finding
@@ -162,7 +162,9 @@ class Measured(SphinxRole):
                 row = lookup(self.text)
                 full, short = _shown(row)
                 text = short if self.name == "measured-value" else full
-                title = f"{row['metric']} of {row['who'] if row['who'] != 'self' else row['technique']}, {_written(row)}"
+                title = (
+                    f"{row['metric']} of {row['who'] if row['who'] != 'self' else row['technique']}, {_written(row)}"
+                )
                 title += f"; {full}, n = {row['n']}"
                 stale = row["stale"]
         except Unknown as error:
@@ -170,7 +172,9 @@ class Measured(SphinxRole):
             return [nodes.problematic(self.rawtext, self.text)], []
         if stale:
             title += "; stale: the code has changed since"
-        raw = f'<span class="measured{" stale" if stale else ""}" title="{html.escape(title)}">{html.escape(text)}</span>'
+        raw = (
+            f'<span class="measured{" stale" if stale else ""}" title="{html.escape(title)}">{html.escape(text)}</span>'
+        )
         return [nodes.raw("", raw, format="html"), _Elsewhere("", text)], []
 
 

@@ -1,15 +1,17 @@
-"""Pages that ask nothing of a network, not even from file://: formulas and live charts come from the book's own folder.
+"""Pages that ask nothing of a network, even opened as files: formulas and charts come from the book's own folder.
 
-MathJax is vendored in `_extra`; the bundle that brings charts alive is taken from vl-convert, so that it has the version
-the charts were made with. It is wrapped in a function: as a plain script it would declare names that exist already.
+MathJax is vendored in `_extra`; the bundle that brings charts alive is taken from vl-convert, so that it has the
+version the charts were made with. It is wrapped in a function: as a plain script it would declare names that exist already.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 EXTRA = Path(__file__).resolve().parents[1] / "_extra"
 VEGA = "vendor/vega/vega.js"
+PRELOAD = re.compile(r'<link rel="preload" as="font"[^>]*>\n?')
 
 
 def vendor(app, config):
@@ -32,6 +34,16 @@ def bundle_vega(app, exception):
         target.write_bytes(kept.read_bytes())
 
 
+def drop_preloads(app, exception):
+    """The theme asks for its icon fonts twice, once across origins: a page opened from a file may not."""
+    if exception or app.builder.format != "html":
+        return
+    for path in Path(app.outdir).rglob("*.html"):
+        text = path.read_text("utf-8")
+        if lighter := PRELOAD.sub("", text) if PRELOAD.search(text) else None:
+            path.write_text(lighter, encoding="utf-8")
+
+
 def drop_thebe(app, pagename, templatename, context, doctree):
     """Thebe starts kernels in somebody's cloud; its scripts come even when it is off, and declare a constant twice."""
 
@@ -46,4 +58,5 @@ def setup(app):
     app.connect("config-inited", vendor)
     app.connect("html-page-context", drop_thebe, priority=950)
     app.connect("build-finished", bundle_vega)
+    app.connect("build-finished", drop_preloads)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

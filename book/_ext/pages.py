@@ -1,7 +1,7 @@
 """One page a technique, written from what is known and measured of it; a page is written only when its text changes.
 
-The pages lie at `book/<level>/<family>/<id>.md`, are git-ignored, and are MyST notebooks like every chapter: the example
-runs, and the charts are drawn by cells that a reader can run and change.
+The pages lie at `book/<level>/<family>/<id>.md`, are git-ignored, and are MyST notebooks like every chapter: the
+example runs, and the charts are drawn by cells that a reader can run and change.
 """
 
 from __future__ import annotations
@@ -145,7 +145,10 @@ def _strength(rows):
 
 def _figures(tx, node, rows):
     if not rows:
-        return ["## Its figures", "No record of it is held yet: `python -m taxonomy measure " + node.id + "` takes them."]
+        return [
+            "## Its figures",
+            "No record of it is held yet: `python -m taxonomy measure " + node.id + "` takes them.",
+        ]
     chosen = charts_of(node, tx.metrics, rows)
     setup = f'import taxonomy\nfrom taxonomy import charts\n\ntx = taxonomy.load()\nrows = tx.measurements("{node.id}")'
     parts = ["## Its figures", _cell(setup, ["hide-input"])]
@@ -167,7 +170,15 @@ def _all_figures(rows):
         value = interval(row["value"], row["low"], row["high"], row["unit"]) if known else f"none: {row['reason']}"
         mark = " (here)" if row["store"] == "here" else ""
         mark += " (stale)" if row["stale"] else ""
-        cells = (row["workload"], row["variant"] or "—", row["setting"] or "—", row["who"], row["metric"], value + mark, row["n"])
+        cells = (
+            row["workload"],
+            row["variant"] or "—",
+            row["setting"] or "—",
+            row["who"],
+            row["metric"],
+            value + mark,
+            row["n"],
+        )
         lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
     return ":::{dropdown} All figures\n:class-container: all-figures\n\n" + "\n".join(lines) + "\n:::"
 
@@ -182,16 +193,18 @@ def _influences(tx, node):
     lines = ["| from | to | metric | claimed | found |", "|---|---|---|---|---|"]
     for edge in (*out, *into):
         found = "; ".join(_found(finding) for finding in edge.findings) or "not measured"
-        ends = [f"**{tx[end].name}**" if end == node.id else f"{{technique}}`{end}`" for end in (edge.source, edge.target)]
+        ends = [
+            f"**{tx[end].name}**" if end == node.id else f"{{technique}}`{end}`" for end in (edge.source, edge.target)
+        ]
         lines.append(f"| {ends[0]} | {ends[1]} | {{metric}}`{edge.metric}` | {edge.sign} | {found} |")
     depth = "../../"
     return ["\n".join(lines), f"How an influence is claimed, measured and judged: [Influences]({depth}influences.md)."]
 
 
 def _found(finding):
-    from taxonomy.charts import _effect
+    from taxonomy.charts.traces import effect
 
-    text = f"**{finding.verdict}**, {_effect(finding)}"
+    text = f"**{finding.verdict}**, {effect(finding)}"
     if finding.crossover:
         text += ", crossing at {:.2g} ({:.2g} to {:.2g})".format(*finding.crossover)
     where = ", ".join(part for part in (finding.workload, finding.setting) if part)

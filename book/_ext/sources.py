@@ -1,4 +1,4 @@
-"""What a page names, linked: {cite}`gustafson2017`, {technique}`posit`, {metric}`accuracy`; a wrong name is an error."""
+"""What a page names, linked: {cite}`gustafson2017`, {technique}`posit`, {metric}`accuracy`; a wrong one is an error."""
 
 from __future__ import annotations
 

@@ -17,10 +17,10 @@
     return vega;
   }
 
-  function sized(spec, svg, view) {
+  function sized(spec, svg, view, least) {
     const unit = spec.spec || spec; // a chart by workload holds one spec for all
     const frame = parseFloat(svg.getAttribute("width")) - unit.width; // axes and padding
-    unit.width = Math.max(NARROWEST, Math.min(WIDEST, view.clientWidth) - frame);
+    unit.width = Math.max(NARROWEST, Math.max(least, Math.min(WIDEST, view.clientWidth)) - frame);
     return spec;
   }
 
@@ -28,7 +28,8 @@
     const view = chart.querySelector(".chart-view");
     const still = view.querySelector("svg");
     const source = chart.querySelector("script.chart-spec");
-    const spec = sized(JSON.parse(source.textContent), still, view);
+    const least = parseFloat(chart.dataset.least || 0);
+    const spec = sized(JSON.parse(source.textContent), still, view, least);
     const embed = await load();
     const live = document.createElement("div");
     live.className = "chart-live";
@@ -40,7 +41,7 @@
     live.hidden = false;
     still.style.display = "none";
     // the browser's type is not exactly vl-convert's: what still hangs over is taken off once
-    const over = live.querySelector("svg").getBoundingClientRect().width - view.clientWidth;
+    const over = live.querySelector("svg").getBoundingClientRect().width - Math.max(least, view.clientWidth);
     if (over > 1 && unit.width > NARROWEST) {
       unit.width = Math.max(NARROWEST, unit.width - Math.ceil(over));
       result = await embed(live, spec, options);

@@ -1,7 +1,7 @@
 """A chart as HTML that asks nothing of a network: a static SVG, its data as a table, and the spec to bring it alive.
 
-The SVG reads without scripts, in print and in a notebook; the book's own script replaces it by the live chart, fitted to
-the width of the screen. Ids come from the spec's hash, so that the same figures give the same page.
+The SVG reads without scripts, in print and in a notebook; the book's own script replaces it by the live chart, fitted
+to the width of the screen. Ids come from the spec's hash, so that the same figures give the same page.
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ def figure(spec: Mapping[str, Any]) -> str:
     data, least = about.get("table"), about.get("least")
     live = {key: value for key, value in spec.items() if key != "usermeta"}
     embedded = json.dumps(live, sort_keys=True, separators=(",", ":")).replace("</", "<\\/")
+    narrowest = f' data-least="{least}"' if least else ""
     parts = [
-        f'<figure class="chart" id="{name}"{f' data-least="{least}"' if least else ""}>',
+        f'<figure class="chart" id="{name}"{narrowest}>',
         f'<div class="chart-view" role="group" aria-label="{alt}" tabindex="0">{_quiet(svg)}</div>',
         f'<script type="application/json" class="chart-spec">{embedded}</script>',
         f"<details><summary>The figures as a table</summary>{table(**data)}</details>" if data else "",
