@@ -1,7 +1,8 @@
-"""Shifts that keep the width of what they shift.
+"""Integer operations that keep a width, for loops over the patterns of floats.
 
 Numba widens every integer operation to 64 bits. The compiler narrows sums and masks again when their result is cast
-back, but not shifts by a variable count, and a loop with one such shift runs with half the lanes.
+back, but not shifts by a variable count, and a loop with one such shift runs with half the lanes. Casting to the type
+of an argument, which Python cannot say, lets one function serve the patterns of float32 and float64.
 
 Examples
 --------
@@ -19,10 +20,11 @@ array([-2,  2,  3], dtype=int32)
 
 from __future__ import annotations
 
+from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-__all__ = ["shift_left", "shift_right"]
+__all__ = ["cast", "shift_left", "shift_right", "width"]
 
 
 def _shift(number, count, build):
@@ -33,6 +35,22 @@ def _shift(number, count, build):
         return build(builder, args[0], context.cast(builder, args[1], count, number))
 
     return number(number, count), codegen
+
+
+@intrinsic
+def cast(typingctx, number, like):
+    """`cast(number, like)`: an integer, in the type of another; bits that leave its width are lost."""
+    if not isinstance(number, types.Integer) or not isinstance(like, types.Integer):
+        return None
+    return like(number, like), lambda context, builder, sig, args: context.cast(builder, args[0], number, like)
+
+
+@intrinsic
+def width(typingctx, number):
+    """`width(number)`: the bits of an integer's type, known as the code is made."""
+    if not isinstance(number, types.Integer):
+        return None
+    return types.intp(number), lambda context, builder, sig, args: ir.Constant(ir.IntType(64), number.bitwidth)
 
 
 @intrinsic

@@ -1,10 +1,10 @@
-"""Shifts against numpy's, in every width."""
+"""Shifts and casts against numpy's, in every width."""
 
 import numpy as np
 import pytest
 from numba import njit
 
-from kernels.arithmetic.bits import shift_left, shift_right
+from kernels.arithmetic.bits import cast, shift_left, shift_right, width
 
 
 @njit
@@ -30,6 +30,21 @@ def test_shifts(dtype):
     np.testing.assert_array_equal(out, np.left_shift(x, count.astype(dtype)))
     right(x, count, out)
     np.testing.assert_array_equal(out, np.right_shift(x, count.astype(dtype)))
+
+
+@njit
+def cast_all(x, like, out):
+    for i in range(x.size):
+        out[i] = cast(x[i], like)
+    return width(like)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int32, np.uint32, np.int64])
+def test_casts(dtype):
+    x = np.array([0, 1, -1, 127, 2**31, -(2**31) - 1, 2**40 + 5])
+    out = np.empty(x.size, np.int64)
+    assert cast_all(x, dtype(0), out) == 8 * dtype().itemsize
+    np.testing.assert_array_equal(out, x.astype(dtype))
 
 
 def test_a_float_is_not_shifted():

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
-from kernels.arithmetic.bits import shift_left, shift_right
+from kernels.arithmetic.bits import cast, shift_left, shift_right, width
 from kernels.arithmetic.number_format import NumberFormat
 
 __all__ = ["Posit", "posit_round", "posit_value"]
@@ -130,13 +130,17 @@ class Posit(NumberFormat):
         return np.float32 if fits else np.float64
 
     def _round(self, numbers: np.ndarray, out: np.ndarray) -> None:
-        (_round32 if self.dtype is np.float32 else _round64)(numbers, out, self.bits, self.es)
+        _round(_patterns(numbers), _patterns(out), self.bits, self.es)
 
     def _encode(self, numbers: np.ndarray, codes: np.ndarray) -> None:
-        (_encode32 if self.dtype is np.float32 else _encode64)(numbers, codes, self.bits, self.es)
+        _encode(_patterns(numbers), codes, self.bits, self.es)
 
     def _decode(self, codes: np.ndarray, out: np.ndarray) -> None:
         _decode(codes, out, self.bits, self.es)
+
+
+def _patterns(x: np.ndarray) -> np.ndarray:
+    return x.view(np.int32 if x.dtype == np.float32 else np.int64)
 
 
 _posit_value = njit(cache=True)(posit_value)
@@ -148,67 +152,64 @@ def _decode(codes, out, bits, es):
         out[i] = _posit_value(np.int64(codes[i]), bits, es)
 
 
-def _kernels(Int, mantissa):
-    """Rounding and encoding on the patterns of floats with so many mantissa bits, read as integers of type `Int`.
+# A float's pattern without its bias is scale and mantissa side by side, 2^mantissa log2(x) drawn with straight lines;
+# so is a posit's code, cut at a place that its regime decides. Between neighbouring codes the pattern grows by 2^cut,
+# and rounding to the nearest code is rounding the pattern, an integer, to a multiple of 2^cut.
+#
+# What is shifted or compared is cast to the pattern's own width first, or half the lanes of a register would be lost.
 
-    A float's pattern without its bias is scale and mantissa side by side, 2^mantissa log2(x) drawn with straight lines;
-    so is a posit's code, cut at a place that its regime decides. Between neighbouring codes the pattern grows by 2^cut,
-    and rounding to the nearest code is rounding the pattern, an integer, to a multiple of 2^cut.
 
-    What is shifted or compared is cast to `Int` first: numba would widen it to 64 bits, and half the lanes be lost.
-    """
-    sign = Int(np.iinfo(Int).min)
-    magnitude = Int(~sign)
-    infinity = Int(magnitude >> mantissa << mantissa)
-    nan = Int(infinity | 1 << (mantissa - 1))
-    bias = Int((infinity >> mantissa >> 1) << mantissa)
-    one = Int(1)
+@njit(cache=True)
+def _layout(pattern):
+    """Of floats with such patterns: mantissa bits, the sign's mask, infinity and the exponent's bias."""
+    mantissa = 23 if width(pattern) == 32 else 52
+    sign = shift_left(cast(1, pattern), width(pattern) - 1)
+    infinity = cast((~sign >> mantissa) << mantissa, pattern)
+    bias = cast((infinity >> (mantissa + 1)) << mantissa, pattern)
+    return mantissa, sign, infinity, bias
 
-    @njit(cache=True)
-    def nearest(pattern, bits, es):
-        """The pattern, bias removed, of the nearest posit to a positive float."""
-        unit = mantissa + es  # regime k, then so many bits of exponent and mantissa
-        smallest = shift_left(Int(2 - bits), unit)
-        below_largest = Int(shift_left(Int(bits - 2), unit) - 1)  # which rounds up to the largest, and is cut as it is
-        p = max(min(Int(pattern - bias), below_largest), smallest)
+
+@njit(cache=True)
+def _nearest(p, bits, unit):
+    """The pattern, bias removed, of the posit nearest to a positive float; `unit` bits of it stand below the regime."""
+    smallest = shift_left(cast(2 - bits, p), unit)
+    below_largest = cast(shift_left(cast(bits - 2, p), unit) - 1, p)  # rounds up to the largest, and is cut as it is
+    p = max(min(p, below_largest), smallest)
+    k = shift_right(p, unit)
+    run = cast(k ^ (k >> 63), p)  # k or, below 1, -k - 1: the regime's length less two
+    cut = cast(run + (unit + 3 - bits), p)
+    # A tie goes to the even code. Its last bit is the pattern's, except where the code ends with its regime: in 0 for
+    # k >= 0, in 1 for k < 0. Only there k's own last bit is looked at: right for odd widths, flipped for even ones.
+    flip = shift_left(cast((bits & 1) ^ 1, p), unit)
+    last = shift_right(cast(p ^ flip, p), cut) & 1
+    step = shift_left(cast(1, p), cut)
+    return cast((p + (step >> 1) - 1 + last) & -step, p)
+
+
+@njit(cache=True)
+def _round(source, target, bits, es):
+    mantissa, sign, infinity, bias = _layout(source.dtype.type(0))
+    nan = infinity | (infinity >> 1)
+    for i in range(source.size):
+        magnitude = cast(source[i] & ~sign, sign)
+        rounded = (_nearest(cast(magnitude - bias, sign), bits, mantissa + es) + bias) | (source[i] & sign)
+        rounded = rounded if magnitude != 0 else 0
+        target[i] = rounded if magnitude < infinity else nan
+
+
+@njit(cache=True)
+def _encode(source, codes, bits, es):
+    mantissa, sign, infinity, bias = _layout(source.dtype.type(0))
+    unit = mantissa + es
+    for i in range(source.size):
+        magnitude = cast(source[i] & ~sign, sign)
+        p = _nearest(cast(magnitude - bias, sign), bits, unit)
         k = shift_right(p, unit)
-        run = Int(k ^ (k >> 63))  # k or, below 1, -k - 1: the regime's length less two
-        cut = Int(run + (unit + 3 - bits))
-        # A tie goes to the even code. Its last bit is the pattern's, except where the code ends with its regime: in
-        # 0 for k >= 0, in 1 for k < 0. Only there k's own last bit is looked at: right for odd widths, else flipped.
-        flip = shift_left(Int(bits & 1 ^ 1), unit)
-        last = Int(shift_right(Int(p ^ flip), cut) & 1)
-        step = shift_left(one, cut)
-        return Int((p + (step >> 1) - 1 + last) & -step)
-
-    @njit(cache=True)
-    def round_chunk(x, out, bits, es):
-        source, target = x.view(Int), out.view(Int)
-        for i in range(source.size):
-            m = Int(source[i] & magnitude)
-            rounded = Int((nearest(m, bits, es) + bias) | (source[i] & sign))
-            rounded = Int(0) if m == 0 else rounded
-            target[i] = nan if m >= infinity else rounded
-
-    @njit(cache=True)
-    def encode_chunk(x, codes, bits, es):
-        source = x.view(Int)
-        unit = mantissa + es
-        for i in range(source.size):
-            m = Int(source[i] & magnitude)
-            p = nearest(m, bits, es)
-            k = shift_right(p, unit)
-            left = Int(bits - 3 - (k ^ (k >> 63)))  # bits after the regime's end, -1 where it has none
-            ones = shift_left(Int(shift_left(one, Int(max(k, Int(-1)) + 1)) - 1), Int(left + 1))
-            regime = ones if k >= 0 else shift_left(one, max(left, Int(0)))
-            code = Int(regime | shift_right(Int(p & (shift_left(one, unit) - 1)), Int(unit - left)))
-            code = Int(-code) if source[i] < 0 else code
-            code = Int(0) if m == 0 else code
-            code = shift_left(one, bits - 1) if m >= infinity else code
-            codes[i] = code & ((1 << bits) - 1)
-
-    return round_chunk, encode_chunk
-
-
-_round32, _encode32 = _kernels(np.int32, 23)
-_round64, _encode64 = _kernels(np.int64, 52)
+        left = cast(bits - 3 - (k ^ (k >> 63)), p)  # bits after the regime's end, -1 where it has none
+        one = cast(1, p)
+        ones = shift_left(cast(shift_left(one, max(k, cast(-1, p)) + 1) - 1, p), left + 1)
+        regime = ones if k >= 0 else shift_left(one, max(left, cast(0, p)))
+        code = regime | shift_right(cast(p & (shift_left(one, unit) - 1), p), unit - left)
+        code = -code if source[i] < 0 else code
+        code = code if magnitude != 0 else 0
+        codes[i] = (code if magnitude < infinity else 1 << (bits - 1)) & ((1 << bits) - 1)
