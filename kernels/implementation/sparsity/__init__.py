@@ -1,0 +1,1 @@
+"""Products that skip the zeros: formats for sparse weights and the kernels that run on them."""
