@@ -119,13 +119,15 @@ def _values(record: Mapping[str, Any]) -> Iterator[tuple[str, str, float]]:
     for who, values in record.get("values", {}).items():
         for metric, value in values.items():
             yield who, metric, float(value)
-    times = record.get("times", {})
+    times, works = record.get("times", {}), record.get("works", {})
     for who, seconds in times.items():
-        latency = median(seconds)
+        latency, work = median(seconds), works.get(who, record.get("work"))
         yield who, "latency", latency
-        if record.get("work"):
-            yield who, "throughput", record["work"] / latency
+        if work:
+            yield who, "throughput", work / latency
         if record.get("unit") == "flop" and (peak := record["provenance"].get("peak_flops")):
-            yield who, "core_utilization", record["work"] / latency / peak
-        if who != "self":
-            yield who, "speedup", median(theirs / own for theirs, own in zip(seconds, times["self"], strict=True))
+            yield who, "core_utilization", work / latency / peak
+        if who != "self" and "self" in times:  # contestants of unequal work are compared by their rates
+            share = works.get("self", 1.0) / works.get(who, 1.0)
+            ratios = (theirs / own for theirs, own in zip(seconds, times["self"], strict=True))
+            yield who, "speedup", share * median(ratios)

@@ -18,27 +18,10 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Built", "OperatorLayer", "RoundedLayer", "Stack", "bind", "fold", "round_layers"]
+__all__ = ["Built", "OperatorLayer", "Stack", "bind", "fold", "round_layers"]
 
 JOINS = ("transform", "number-format", "operator", "cost-model", "fault", "codec")
 CALIBRATION = 256
-
-
-class RoundedLayer(nn.Module):
-    """A layer whose weight was rounded once and whose input is rounded in every call; it refuses a second format."""
-
-    def __init__(self, layer: nn.Module, weight_format: Any, input_format: Any):
-        super().__init__()
-        if isinstance(layer, RoundedLayer):
-            raise ValueError(f"the layer is already in {layer.input_format!r}; a stack takes one number format")
-        self.layer = copy.deepcopy(layer)
-        self.weight_format: Any = weight_format
-        self.input_format: Any = input_format
-        with torch.no_grad():
-            self.layer.weight.copy_(weight_format.round(layer.weight.detach()))  # type: ignore[operator,union-attr]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(self.input_format.round(x.detach()))
 
 
 class OperatorLayer(nn.Module):
@@ -79,7 +62,11 @@ def _replaced(network: nn.Module, new: dict[str, nn.Module]) -> nn.Module:
 
 def fold(network: nn.Module) -> nn.Module:
     """A copy in which every batch norm that follows a convolution is folded into it."""
-    from torch.fx.experimental.optimization import fuse
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, as it imports itself
+        from torch.fx.experimental.optimization import fuse
 
     network = copy.deepcopy(network).eval()
     if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
@@ -88,22 +75,24 @@ def fold(network: nn.Module) -> nn.Module:
 
 
 def round_layers(network: nn.Module, number_format: Any, items: Tensor) -> nn.Module:
-    """A copy whose convolution and linear layers compute on rounded weights and inputs; scales fitted on `items`."""
-    network = copy.deepcopy(network).eval()
-    inputs: dict[str, Tensor] = {}
-    layers = {name: m for name, m in _layers(network) if isinstance(m, nn.Conv2d | nn.Linear)}
-    handles = [
-        layer.register_forward_pre_hook(lambda m, args, name=name: inputs.__setitem__(name, args[0].detach()))
-        for name, layer in layers.items()
-    ]
-    with torch.no_grad():
-        network(items)
-    for handle in handles:
-        handle.remove()
-    return _replaced(network, {
-        name: RoundedLayer(layer, number_format.fit(layer.weight.detach()), number_format.fit(inputs[name]))
-        for name, layer in layers.items()
-    })  # fmt: skip
+    """A copy whose layers compute on rounded weights and inputs; scales fitted on `items`.
+
+    Raises
+    ------
+    ValueError
+        If a layer is in a format already.
+    """
+    from taxonomy.measure.protocols.number_format import round_network
+
+    for name, layer in _layers(network):
+        if hasattr(layer, "number_format"):
+            raise ValueError(
+                f"{name}: the layer is already in {layer.number_format!r}; a stack takes one number format"
+            )
+    rounded, _ = round_network(network, number_format, items)
+    for _, layer in _layers(rounded):
+        layer.number_format = number_format
+    return rounded
 
 
 def bind(
@@ -125,6 +114,7 @@ def bind(
         op = next((op for op in operators if op.supports(layer, number_format)), None)
         if op is not None:
             new[name] = OperatorLayer(op, layer)  # type: ignore[arg-type]
+            new[name]._forward_pre_hooks = layer._forward_pre_hooks  # the rounding of its input
     covered = sum(counts.get(name, 0) for name in new) / max(sum(counts.values()), 1)
     return _replaced(network, new), covered
 
@@ -134,6 +124,8 @@ class Built:
     """A stack applied to one workload."""
 
     network: nn.Module
+    plain: nn.Module
+    """The same before operators took their layers over: its weights are what is stored."""
     covered: float
     executes: bool
     """Whether every layer really runs in the stack's format, so that its time means something."""
@@ -183,7 +175,7 @@ class Stack:
         from kernels.model.transform import bake
 
         data, network = workload.data(), workload.trained()
-        items = torch.from_numpy(data.train.x[:CALIBRATION])
+        items = torch.tensor(data.train.x[:CALIBRATION])
         for transform in self._of("transform"):
             network = transform.apply(network, data)
             workload.recipe.finetune(network, data, seed=seed)
@@ -193,10 +185,10 @@ class Stack:
         if formats:
             network = round_layers(network, formats[0], items)
         name = next((node.id for node in self.nodes if node.kind == "number-format"), None)
-        covered = 0.0
+        plain, covered = network, 0.0
         if operators:
             network, covered = bind(network, operators, name, items)
-        return Built(network, covered, executes=not formats or covered == 1.0)
+        return Built(network, plain, covered, executes=not formats or covered == 1.0)
 
     def evaluate(self, workload: Any, seed: int = 0) -> pd.DataFrame:
         """Figures of the stack beside the baseline: who, metric, value, reason.
@@ -214,16 +206,16 @@ class Stack:
         if isinstance(workload, str):
             workload = self.taxonomy.workload(workload)
         data = workload.data()
-        item = torch.from_numpy(data.test.x[:1])
+        item = torch.tensor(data.test.x[:1])
         baseline, built = workload.trained(), self.build(workload, seed)
         rows = [
             *_figures("baseline", baseline, item, datasets.accuracy(baseline, data.test)),
-            *_figures("self", built.network, item, datasets.accuracy(built.network, data.test)),
-            {"who": "self", "metric": "stored_bits", "value": self._stored_bits(built.network), "reason": ""},
+            *_figures("self", built.plain, item, datasets.accuracy(built.network, data.test)),
+            {"who": "self", "metric": "stored_bits", "value": self._stored_bits(built.plain), "reason": ""},
             {"who": "self", "metric": "covered_macs", "value": built.covered, "reason": ""},
             *self._latency(baseline, built, item),
-            *self._modelled(built.network, item),
-            *self._faulty(built.network, data, seed),
+            *self._modelled(built.plain, item),
+            *self._faulty(built.plain, data, seed),
         ]
         return pd.DataFrame(rows, columns=["who", "metric", "value", "reason"])
 

@@ -6,11 +6,11 @@ from torch import nn
 
 import datasets
 import taxonomy
-from taxonomy.measure.stack import RoundedLayer, Stack, bind, fold, round_layers
+from taxonomy.measure.stack import Stack, bind, fold, round_layers
 
 tx = taxonomy.load()
 workload = datasets.workload("digits-mlp")
-ITEMS = torch.from_numpy(workload.data().train.x[:256])
+ITEMS = torch.tensor(workload.data().train.x[:256])
 
 
 def test_an_operator_computes_what_torch_computes_and_says_its_share():
@@ -23,7 +23,7 @@ def test_an_operator_computes_what_torch_computes_and_says_its_share():
 
 def test_a_convolution_is_bound_to_the_direct_kernel_and_the_rest_stays_with_torch():
     network = datasets.workload("mnist-cnn").trained()
-    x = torch.from_numpy(datasets.load("mnist").test.x[:8])
+    x = torch.tensor(datasets.load("mnist").test.x[:8])
     bound, covered = bind(fold(network), [tx["direct-convolution"].reference()], None, x)
     assert 0.9 < covered < 1.0
     with torch.no_grad():
@@ -32,7 +32,7 @@ def test_a_convolution_is_bound_to_the_direct_kernel_and_the_rest_stays_with_tor
 
 def test_folding_removes_batch_norm_and_changes_nothing():
     network = datasets.workload("mnist-cnn").trained()
-    x = torch.from_numpy(datasets.load("mnist").test.x[:8])
+    x = torch.tensor(datasets.load("mnist").test.x[:8])
     folded = fold(network)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     with torch.no_grad():
@@ -42,13 +42,13 @@ def test_folding_removes_batch_norm_and_changes_nothing():
 def test_a_rounded_layer_lies_on_the_grid_and_refuses_a_second_format():
     posit = tx["posit"].reference(bits=8, es=0)
     rounded = round_layers(workload.trained(), posit, ITEMS)
-    layers = [module for module in rounded.modules() if isinstance(module, RoundedLayer)]
+    layers = [module for module in rounded.modules() if isinstance(module, nn.Linear)]
     assert len(layers) == 3
     for layer in layers:
-        weight = layer.layer.weight.detach()
+        weight = layer.weight.detach()
         assert torch.equal(posit.round(weight), weight)
     with pytest.raises(ValueError, match="takes one number format"):
-        RoundedLayer(layers[0], posit, posit)
+        round_layers(rounded, posit, ITEMS)
 
 
 def test_a_stack_across_three_levels():
