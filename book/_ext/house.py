@@ -20,6 +20,7 @@ WATCHED = {
 }
 CACHES = ROOT / ".cache" / "book"
 KEPT = 3
+STAMP = ".house"
 
 
 def digest(root: Path = ROOT) -> str:
@@ -53,8 +54,15 @@ def reread(app, env, added, changed, removed):
     return set(env.found_docs) if before not in (None, app.config.house_digest) else set()
 
 
+def stamp(app, exception):
+    """Which house the pages in this folder show."""
+    if not exception:
+        (Path(app.outdir) / STAMP).write_text(app.config.house_digest, encoding="utf-8")
+
+
 def setup(app):
     app.add_config_value("house_digest", "", "")
     app.connect("config-inited", use_cache)
     app.connect("env-get-outdated", reread)
+    app.connect("build-finished", stamp)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

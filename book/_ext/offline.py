@@ -1,7 +1,7 @@
 """Pages that ask nothing of a network, even opened as files: formulas and charts come from the book's own folder.
 
 MathJax is vendored in `_extra`; the bundle that brings charts alive is taken from vl-convert, so that it has the
-version the charts were made with. It is wrapped in a function: as a plain script it would declare names that exist already.
+version the charts were made with. It is wrapped in a function: as a plain script it would declare names twice.
 """
 
 from __future__ import annotations
@@ -47,11 +47,12 @@ def drop_preloads(app, exception):
 def drop_thebe(app, pagename, templatename, context, doctree):
     """Thebe starts kernels in somebody's cloud; its scripts come even when it is off, and declare a constant twice."""
 
-    def is_thebe(script):
-        body = getattr(script, "attributes", {}).get("body") or ""
-        return "thebe" in str(getattr(script, "filename", "") or "") or "THEBE_JS_URL" in body
+    def is_thebe(asset):
+        body = getattr(asset, "attributes", {}).get("body") or ""
+        return "thebe" in str(getattr(asset, "filename", "") or "") or "THEBE_JS_URL" in body
 
-    context["script_files"] = [script for script in context.get("script_files", []) if not is_thebe(script)]
+    for files in ("script_files", "css_files"):
+        context[files] = [asset for asset in context.get(files, []) if not is_thebe(asset)]
 
 
 def setup(app):

@@ -55,7 +55,7 @@ def beside_peers(frame: pd.DataFrame, metric: str) -> alt.TopLevelMixin:
     wide = _wide([row["value"] for row in rows], unit)
     scale = alt.Scale(type="log") if wide else alt.Scale(zero=unit not in ("fraction", "dB"))
     x = alt.X("value:Q", scale=scale, axis=axis(metric, unit))
-    chart = alt.layer(*_marks(rows, x, scale)).properties(width=WIDTH, height=alt.Step(ROW))
+    chart = alt.layer(*_marks(rows, x, scale), data=data(rows, FIELDS)).properties(width=WIDTH, height=alt.Step(ROW))
     text = f"{metric.replace('_', ' ')} of {listed(row['contestant'] for row in rows)}, by variant and setting"
     return finish(_by_workload(chart, rows, "y"), text, _table(rows, metric))
 
@@ -79,9 +79,8 @@ def ratio_strip(frame: pd.DataFrame, metric: str = "speedup") -> alt.TopLevelMix
     _label(rows)
     scale = times_scale(rows)
     x = alt.X("value:Q", scale=scale, axis=times_axis("times faster than", rows))
-    marks = _marks(rows, x, scale)
-    one = rule_at(alt.Chart(data(rows, FIELDS)), x=alt.datum(1))
-    chart = alt.layer(one, *marks).properties(width=WIDTH, height=alt.Step(ROW))
+    layers = [rule_at(alt.Chart(), x=alt.datum(1)), *_marks(rows, x, scale)]
+    chart = alt.layer(*layers, data=data(rows, FIELDS)).properties(width=WIDTH, height=alt.Step(ROW))
     text = f"Times faster than {listed(row['contestant'] for row in rows)}, by variant and setting"
     return finish(_by_workload(chart, rows, "y"), text, _table(rows, metric))
 
@@ -123,13 +122,13 @@ def curve(frame: pd.DataFrame, along: str, metric: str) -> alt.TopLevelMixin:
         axis=alt.Axis(tickCount=5, format=".4~g", labelOverlap=True),
     )  # fmt: skip
     y = alt.Y("value:Q", scale=scale, axis=axis(metric, unit))
-    base = alt.Chart(data(known, FIELDS)).encode(x=x)
+    base = alt.Chart().encode(x=x)
     band = base.mark_area(opacity=0.18).encode(y=alt.Y("low:Q", scale=scale), y2="high:Q", color=colour)
     line = base.mark_line(strokeWidth=2).encode(y=y, color=colour)
     marks = base.mark_point(filled=True, size=60, opacity=1).encode(
         y=y, tooltip=_tips("contestant", "x", "text"), **_filled(known, colour, shape)
     )
-    chart = alt.layer(band, line, marks).properties(width=WIDTH, height=240)
+    chart = alt.layer(band, line, marks, data=data(known, FIELDS)).properties(width=WIDTH, height=240)
     text = f"{metric.replace('_', ' ')} along {along.replace('_', ' ')} for {listed(r['contestant'] for r in known)}"
     return finish(_by_workload(chart, known, "y"), text, _table(rows, metric))
 
@@ -158,7 +157,7 @@ def trade_off(frame: pd.DataFrame, x: str, y: str) -> alt.TopLevelMixin:
     wide = _wide([row["x"] for row in paired], costs[0]["unit"])
     colour, shape = _contestants(paired)
     scale = alt.Scale(zero=False)
-    base = alt.Chart(data(paired, FIELDS)).encode(
+    base = alt.Chart().encode(
         x=alt.X("x:Q", axis=axis(x, costs[0]["unit"]), scale=alt.Scale(type="log" if wide else "linear", zero=False))
     )
     spread = base.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q", scale=scale), y2="high:Q", color=colour)
@@ -168,9 +167,9 @@ def trade_off(frame: pd.DataFrame, x: str, y: str) -> alt.TopLevelMixin:
     )  # fmt: skip
     layers = [spread, marks]
     if any(row["who"] == "baseline" for row in paired):
-        level = alt.Chart(data(paired, FIELDS)).transform_filter("indexof(datum.contestant, 'baseline') == 0")
+        level = alt.Chart().transform_filter("indexof(datum.contestant, 'baseline') == 0")
         layers.append(rule_at(level, y="mean(value):Q"))
-    chart = alt.layer(*layers).properties(width=WIDTH, height=260, data=data(paired, FIELDS))
+    chart = alt.layer(*layers, data=data(paired, FIELDS)).properties(width=WIDTH, height=260)
     text = f"{y.replace('_', ' ')} against {x.replace('_', ' ')} for {listed(row['contestant'] for row in paired)}"
     return finish(_by_workload(chart, paired, "y"), text, _table(paired, y))
 
@@ -251,7 +250,7 @@ def _marks(rows: Sequence[Row], x: Any, scale: Any) -> list[Any]:
 
     colour, shape = _contestants(rows)
     order = list(dict.fromkeys(row["label"] for row in rows))
-    base = alt.Chart(data(rows, FIELDS)).encode(y=lines(order))
+    base = alt.Chart().encode(y=lines(order))
     spread = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", scale=scale), x2="high:Q", color=colour)
     marks = base.mark_point(filled=True, size=80, opacity=1).encode(
         x=x, tooltip=_tips("contestant", "label", "text"), **_filled(rows, colour, shape)

@@ -1,0 +1,201 @@
+"""Charts: what they draw is what the rows hold; colours are seen by all, on both grounds."""
+
+import itertools
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from taxonomy import charts
+from taxonomy.charts import look, rendering
+from taxonomy.verdict import Finding, Point
+
+LIGHT, DARK = "#ffffff", "#14181e"
+
+
+def row(**changes):
+    held = {
+        "technique": "pruner", "variant": "", "workload": "mnist-cnn", "setting": "", "who": "self",
+        "metric": "accuracy", "value": 0.9, "unit": "fraction", "low": 0.89, "high": 0.91, "n": 5,
+        "stale": False, "store": "reference", "parameters": {}, "conditions": {}, "reason": "",
+    }  # fmt: skip
+    held.update(changes)
+    held["variant"] = ", ".join(f"{k}={v}" for k, v in held["parameters"].items())
+    held["setting"] = ", ".join(f"{k}={v}" for k, v in held["conditions"].items())
+    return held
+
+
+@pytest.fixture
+def frame():
+    rows = []
+    for density in (0.02, 0.1, 0.5):
+        for workload in ("mnist-cnn", "digits-mlp"):
+            here = {"parameters": {"density": density}, "workload": workload}
+            rows.append(row(value=0.9 + density / 10, low=0.89, high=0.96, **here))
+            rows.append(row(who="baseline", value=0.97, low=float("nan"), high=float("nan"), **here))
+            rows.append(row(metric="parameters", unit="count", value=1e5 * density, low=np.nan, high=np.nan, **here))
+            rows.append(
+                row(
+                    metric="speedup",
+                    unit="ratio",
+                    who="torch",
+                    value=density * 10,
+                    low=density * 9,
+                    high=density * 11,
+                    **here,
+                )
+            )
+    rows.append(row(metric="energy", unit="J", value=float("nan"), reason="no coefficient"))
+    return pd.DataFrame(rows)
+
+
+def values(spec):
+    """All inline data of a chart."""
+    if isinstance(spec, dict):
+        for key, value in spec.items():
+            if key in ("values",) and isinstance(value, list) and value and isinstance(value[0], dict):
+                yield from value
+            else:
+                yield from values(value)
+    elif isinstance(spec, list):
+        for value in spec:
+            yield from values(value)
+
+
+DRAWN = {
+    "beside_peers": lambda frame: charts.beside_peers(frame, "accuracy"),
+    "curve": lambda frame: charts.curve(frame, "density", "accuracy"),
+    "trade_off": lambda frame: charts.trade_off(frame, "parameters", "accuracy"),
+    "ratio_strip": lambda frame: charts.ratio_strip(frame),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_chart_draws_the_rows_and_tells_them(frame, name):
+    spec = DRAWN[name](frame).to_dict()
+    metric = "speedup" if name == "ratio_strip" else "accuracy"
+    held = set(frame[(frame.metric == metric)].value)
+    if name == "trade_off":  # the baseline has no cost here
+        held = set(frame[(frame.metric == metric) & (frame.who == "self")].value)
+    assert {entry["value"] for entry in values(spec) if "value" in entry} == held
+    table = spec["usermeta"]["table"]
+    assert len(table["rows"]) == len(frame[frame.metric == metric]) or name == "trade_off"
+    assert all(len(entry) == len(table["columns"]) for entry in table["rows"])
+    assert len(spec["description"]) > 15
+    page = rendering.figure(spec)
+    assert "<svg" in page and "<table" in page
+    assert "http" not in re.sub(r"http://www\.w3\.org/[\w/]*|https://vega\.github\.io/schema[^\"]*", "", page)
+
+
+@pytest.mark.parametrize("name", ["beside_peers", "curve", "trade_off"])
+def test_a_metric_without_figures_is_refused_by_name(frame, name):
+    calls = {"beside_peers": ("energy",), "curve": ("density", "energy"), "trade_off": ("parameters", "energy")}
+    with pytest.raises(ValueError, match=r"no figure of 'energy'.*they hold .*accuracy"):
+        getattr(charts, name)(frame, *calls[name])
+
+
+def test_a_strength_without_numbers_is_refused_by_name(frame):
+    with pytest.raises(ValueError, match="'bits'; they have density"):
+        charts.curve(frame, "bits", "accuracy")
+
+
+def test_no_rows_at_all_are_refused():
+    with pytest.raises(ValueError, match="nothing"):
+        charts.beside_peers(pd.DataFrame(columns=["metric"]), "accuracy")
+
+
+def test_what_was_taken_here_is_hollow(frame):
+    both = pd.concat([frame, frame.assign(store="here")])
+    hollow = [entry["hollow"] for entry in values(charts.beside_peers(both, "accuracy").to_dict()) if "hollow" in entry]
+    assert set(hollow) == {True, False}
+
+
+def test_a_trace_shows_votes_and_crossover():
+    points = tuple(
+        Point(s, c, c - 0.05, c + 0.05, 5, v) for s, c, v in ((0.01, 2.0, "+"), (0.1, 0.0, "?"), (0.5, -1.0, "-"))
+    )
+    finding = Finding(
+        "a--b", "sparse-gemm", "columns=64", "latency", points, "supported", "because", 0.001, (0.1, 0.08, 0.13)
+    )
+    spec = charts.trace(finding, "density").to_dict()
+    drawn = [entry for entry in values(spec) if "vote" in entry]
+    assert {entry["x"]: round(float(np.log(entry["value"])), 6) for entry in drawn} == {0.01: 2.0, 0.1: 0.0, 0.5: -1.0}
+    assert {"x": 0.1, "left": 0.08, "right": 0.13} in list(values(spec))
+    assert "<svg" in rendering.figure(spec)
+    assert "<svg" in rendering.figure(charts.effects([finding]).to_dict())
+    with pytest.raises(ValueError, match="effects"):
+        charts.trace(Finding("a--b", "w", "", "latency", (Point(None, 1, 0, 2, 5, "+"),), "supported", "", 0.1))
+    with pytest.raises(ValueError, match="no finding"):
+        charts.effects([])
+
+
+def test_the_graph_holds_every_edge_and_links_its_pages():
+    import taxonomy
+
+    tx = taxonomy.load()
+    spec = charts.influence_graph(tx).to_dict()
+    edges = {edge.id for edge in tx.influences()}
+    assert {entry["edge"] for entry in values(spec) if "edge" in entry} == edges
+    page = rendering.figure(spec)
+    for edge in tx.influences():
+        assert f'href="{tx[edge.source].address}.html"' in page
+    measured = {entry["edge"] for entry in values(spec) if entry.get("measured")}
+    assert measured == {edge.id for edge in tx.influences(measured=True)}
+
+
+def test_the_matrix_counts_every_technique():
+    import taxonomy
+
+    tx = taxonomy.load()
+    spec = charts.taxonomy_matrix(tx).to_dict()
+    rows = {(entry["family"], entry["metric"]): entry["count"] for entry in values(spec) if "count" in entry}
+    assert sum(rows.values()) == sum(len({tx.metric(m) for m in node.improves}) for node in tx)
+
+
+def test_ids_come_from_the_figures(frame):
+    first, second = (rendering.figure(charts.beside_peers(frame, "accuracy").to_dict()) for _ in range(2))
+    assert first == second
+    other = rendering.figure(charts.beside_peers(frame[frame.workload == "mnist-cnn"], "accuracy").to_dict())
+    assert re.search(r'id="(chart-\w+)"', first)[1] != re.search(r'id="(chart-\w+)"', other)[1]
+
+
+# --- colour ---------------------------------------------------------------------------------------------------------
+
+
+def linear(colour):
+    channels = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+
+
+def contrast(a, b):
+    """WCAG 2.1, relative luminance."""
+    lights = sorted(float(linear(c) @ [0.2126, 0.7152, 0.0722]) for c in (a, b))
+    return (lights[1] + 0.05) / (lights[0] + 0.05)
+
+
+@pytest.mark.parametrize("name", look.PALETTE)
+def test_marks_stand_out_on_both_grounds(name):
+    assert contrast(look.PALETTE[name], LIGHT) >= 3
+    assert contrast(look.PALETTE[name], DARK) >= 3
+
+
+# Machado, Oliveira, Fernandes 2009, severity 1.0: linear RGB as seen without L cones, without M cones
+BLIND = {
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+}
+
+
+@pytest.mark.parametrize("kind", BLIND)
+def test_the_first_colours_differ_for_the_colour_blind(kind):
+    """CIE 1976 difference of the colours as they are seen; signs and the first contestants use these."""
+
+    def lab(colour):
+        rgb = np.clip(np.array(BLIND[kind]) @ linear(colour), 0, 1)
+        xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ rgb
+        f = np.cbrt(xyz / [0.9505, 1.0, 1.089])
+        return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+    for one, other in itertools.combinations(("blue", "vermilion", "grey"), 2):
+        assert np.linalg.norm(lab(look.PALETTE[one]) - lab(look.PALETTE[other])) > 20, (one, other)

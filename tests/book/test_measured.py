@@ -1,0 +1,65 @@
+"""Numbers in prose: one record answers, or the error names those near."""
+
+import math
+
+import measured
+import pytest
+
+ROWS = [
+    {"metric": "accuracy", "who": who, "workload": w, "parameters": {"bits": b, "es": 2}, "conditions": {"on": on},
+     "value": 0.9 + b / 1000, "low": 0.9, "high": 0.92, "unit": "fraction", "n": 5, "store": "reference",
+     "stale": False, "reason": ""}
+    for who in ("self", "baseline") for w in ("mnist-cnn", "digits-mlp") for b in (8, 16) for on in ("weights", "both")
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def rows(monkeypatch):
+    here = {**ROWS[0], "store": "here", "value": 0.5}
+    missing = {**ROWS[0], "metric": "energy", "value": math.nan, "reason": "no cited coefficient"}
+    monkeypatch.setattr(measured, "_rows", lambda technique: [*ROWS, here, missing])
+
+
+def test_conditions_leave_one_record():
+    row = measured.lookup("posit:accuracy:workload=mnist-cnn,bits=8,on=both")
+    assert row["value"] == 0.908 and row["who"] == "self"
+    assert measured.lookup("posit:accuracy@baseline:workload=mnist-cnn,bits=16,on=both")["who"] == "baseline"
+
+
+def test_the_reference_speaks_unless_this_machine_is_asked():
+    text = "posit:accuracy:workload=mnist-cnn,bits=8,on=weights"
+    assert measured.lookup(text)["store"] == "reference"
+    assert measured.lookup(f"{text},store=here")["value"] == 0.5
+
+
+def test_numbers_are_compared_as_numbers():
+    assert measured.lookup("posit:accuracy:workload=mnist-cnn,bits=8.0,on=both")["value"] == 0.908
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("posti:accuracy:", "unknown technique 'posti'; did you mean posit"),
+        ("posit:acuracy:", "unknown metric 'acuracy'; did you mean accuracy"),
+        ("posit:latency:", "no record of 'latency'.*there are accuracy, energy"),
+        ("posit:accuracy@torch:", "nobody called 'torch'.*baseline, self"),
+        ("posit:accuracy:workload=mnist-cnn,bits=7,on=both", "no record answers.*workload=mnist-cnn,bits=8"),
+        ("posit:accuracy:workload=mnist-cnn", "4 records answer.*bits=8"),
+        ("posit:accuracy:bits", "'bits' has no value"),
+        ("posit:energy:", "no cited coefficient"),
+    ],
+)
+def test_what_is_unknown_is_an_error_that_names_the_nearest(text, says):
+    with pytest.raises(measured.Unknown, match=says):
+        measured.lookup(text)
+
+
+def test_notebooks_get_words():
+    shown = measured.resolve("measured", "posit:accuracy:workload=mnist-cnn,bits=8,on=both")
+    assert shown == "90.8 % (90.0 to 92.0)"
+    assert measured.resolve("technique", "posit") == "posit"
+
+
+def test_an_unknown_influence_is_an_error():
+    with pytest.raises(measured.Unknown, match="unknown influence 'a--b'"):
+        measured.conclusion("a--b:verdict")
