@@ -13,6 +13,9 @@ each weight (u, v) a constant offset, so that
 
 whatever stride, padding and dilation are: a matrix product whose right operand is read in place, with unit stride. Rows
 share their margin (the zeros right of one row are those left of the next), so hardly a position is wasted.
+
+A depthwise filter meets each pixel only once for each of its taps, so even that copy would show in its time. Where the
+stride is one, its kernel reads the image as it lies: what a tile sees beyond an edge is masked.
 """
 
 from __future__ import annotations
@@ -87,6 +90,12 @@ class _Planes:
     shape: tuple[int, int]
     """Rows and columns of the output."""
 
+    def workspace(self, channels: int, outputs: int) -> tuple[np.ndarray, np.ndarray]:
+        """Planes of zeros for so many input channels and sums for so many output channels, with a vector more."""
+        positions = (self.shape[0] - 1) * self.pitch + self.shape[1] + WIDE
+        planes = channels * len(self.rows) * len(self.columns) * self.size + self.pitch + WIDE
+        return np.zeros(planes, np.float32), np.empty(outputs * positions, np.float32)
+
 
 @lru_cache(maxsize=256)
 def _planes(image, kernel, stride, padding, dilation) -> _Planes:
@@ -159,19 +168,18 @@ _one, _two, _three = (_tile_kernel(vectors) for vectors in (1, 2, 3))
 
 
 @njit(cache=True)
-def _standard(x, w, bias, y, shape, taps, size, pitch, rows, columns, stride):
+def _standard(x, w, bias, y, shape, taps, size, pitch, rows, columns, stride, planes, sums):
     """Convolution of x (images, groups, C, height, width) with packed w (groups, blocks, C * taps, CHANNELS)."""
     images, groups, channels, height, width = x.shape
     outputs, high, wide = shape
     positions = (high - 1) * pitch + wide
     span = (positions + LANES - 1) // LANES * LANES
     planes_each = rows.shape[0] * columns.shape[0]
-    planes = np.zeros(channels * planes_each * size + pitch + span, np.float32)
     offsets = np.empty(channels * taps.size, np.int64)
     for c in range(channels):
         for t in range(taps.size):
             offsets[c * taps.size + t] = c * planes_each * size + taps[t]
-    sums, level = np.empty(CHANNELS * span, np.float32), np.empty(CHANNELS, np.float32)
+    level = np.empty(CHANNELS, np.float32)
     blocks, depth = w.shape[1:3]
     x, w = x.reshape(-1), w.reshape(-1)
     for n in range(images):
@@ -196,13 +204,11 @@ def _standard(x, w, bias, y, shape, taps, size, pitch, rows, columns, stride):
 
 
 @njit(cache=True)
-def _depthwise(x, w, bias, y, shape, taps, size, pitch, rows, columns, stride):
+def _depthwise(x, w, bias, y, shape, taps, size, pitch, rows, columns, stride, planes, sums):
     """Convolution of x (images, groups, 1, height, width) with w (groups, outputs, taps), channel by channel."""
     images, groups, _, height, width = x.shape
     outputs, high, wide = shape
     positions, depth = (high - 1) * pitch + wide, taps.size
-    planes = np.zeros(rows.shape[0] * columns.shape[0] * size + pitch + WIDE, np.float32)
-    sums = np.empty(positions + WIDE, np.float32)
     x, w = x.reshape(-1), w.reshape(-1)
     for image in range(images * groups):
         _lay(x, image * height * width, height, width, planes, 0, size, pitch, rows, columns, stride)
@@ -434,13 +440,13 @@ class DirectConvolution:
         if size:
             operands = (images.reshape(batch, groups, channels, height, width), filters.packed,
                         added.reshape(groups, each), y, (each, *planes.shape))  # fmt: skip
-            layout = planes.taps, planes.size, planes.pitch, planes.rows, planes.columns, stride
-            if not filters.depthwise:
-                _standard(*operands, *layout)
-            elif stride == dilation == (1, 1) and kernel[0] == kernel[1] and kernel[0] in _SLIDING:
+            if filters.depthwise and stride == dilation == (1, 1) and kernel[0] == kernel[1] and kernel[0] in _SLIDING:
                 _SLIDING[kernel[0]](*operands, padding)
             else:
-                _depthwise(*operands, *layout)
+                (_depthwise if filters.depthwise else _standard)(
+                    *operands, planes.taps, planes.size, planes.pitch, planes.rows, planes.columns, stride,
+                    *planes.workspace(*(1, 1) if filters.depthwise else (channels, CHANNELS)),
+                )  # fmt: skip
         return like(y[:size].reshape(shape), x)
 
     def supports(self, layer: Any, format: Any = None) -> bool:
