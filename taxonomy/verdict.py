@@ -173,6 +173,8 @@ def conclude(
 ) -> Finding:
     """The finding from c by strength, repetition by repetition; on `metric`, the edge's own by default.
 
+    A crossover is only said where points vote both ways: around nothing, chance changes the sign.
+
     The identity (nothing pruned) gives 0 by definition and does not vote: it is not to be among `samples`.
     """
     metric = metric or edge.metric
@@ -184,7 +186,7 @@ def conclude(
         points.append(Point(strength, point.c, point.low, point.high, point.n, point.vote))
     verdict = judge(edge.sign, [point.vote for point in points])
     root = None
-    if edge.estimand == "crossover" and len(strengths) > 1:
+    if edge.estimand == "crossover" and {"+", "-"} <= {point.vote for point in points}:
         repetitions = min(len(samples[s]) for s in strengths)
         root = crossover(strengths, [[samples[s][r] for s in strengths] for r in range(repetitions)])  # type: ignore[arg-type]
     p = min(1.0, len(points) * min(p_beyond(samples[s], smallest) for s in strengths))

@@ -119,6 +119,12 @@ def test_crossover_is_none_without_a_change_of_sign_in_some_repetition():
     assert crossover([0.1, 1.0], [[1.0, -1.0], [1.0, 0.5]]) is None
 
 
+def test_a_change_of_sign_around_nothing_is_no_crossover():
+    rng = random.Random(0)
+    noise = {s: [rng.gauss(0, 0.01) for _ in range(5)] for s in (0.1, 0.2, 0.5)}
+    assert conclude(CROSSOVER, noise).crossover is None
+
+
 def test_conclusion_says_what_would_decide():
     finding = conclude(CROSSOVER, {0.1: [0.3, 0.31], 0.2: [-0.3, -0.31]})
     assert finding.verdict == "inconclusive" and "5 repetitions are needed" in finding.because
