@@ -111,10 +111,14 @@ def _panel_kernel(width: int) -> Callable:
         rows, columns = y.shape
         kept = min(width, columns - column)
         row, y = np.empty(width, np.float32), y.reshape(-1)
+        end = np.int64(0)
         for i in range(rows):
+            begin, end = end, np.int64(indptr[i + 1])
             sums = zero(width)
-            for j in range(indptr[i], indptr[i + 1]):
-                sums = fma(broadcast(values[j], width), load(panel, indices[j] * width, width), sums)
+            for j in range(begin, end):
+                place = np.uint64(j)  # numba looks whether a signed index counts from the end
+                b = load(panel, indices[place] * width, width)
+                sums = fma(broadcast(values[place], width), b, sums)
             if kept == width:
                 store(sums, y, i * columns + column)
             else:
