@@ -36,6 +36,8 @@ __all__ = [
     "take", "workloads_of",
 ]  # fmt: skip
 
+_STARTED = snapshot()
+"""The house as it was when this process began to import it: what is measured is that."""
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -184,6 +186,8 @@ def take(tx: Taxonomy, job: Job, workload: Any = None) -> Record:
         provenance.update(limits())
     else:
         _put(record, protocol.quality(case))
+    if snapshot() != _STARTED:
+        raise MeasurementFailed("kernels or datasets were edited while this was measured; measure again")
     provenance["seconds"] = round(time.perf_counter() - start, 3)
     provenance["date"] = datetime.now(UTC).date().isoformat()
     record["provenance"] = provenance

@@ -154,3 +154,10 @@ def test_a_readers_own_workload_is_measured_and_leaves_no_trace(monkeypatch, tmp
     frame = tx["zero-space-ecc"].measure(workload=mine, variant={"format": "bfloat16"})
     assert {"accuracy", "stored_bits"} <= set(frame["metric"]) and set(frame["workload"]) == {"mine"}
     assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_what_was_measured_while_the_house_was_edited_is_not_kept(monkeypatch):
+    monkeypatch.setattr(runner, "_protocol", lambda node: Fake())
+    monkeypatch.setattr(runner, "_STARTED", (("kernels/posit.py", 0),))
+    with pytest.raises(runner.MeasurementFailed, match="edited while this was measured"):
+        runner.take(tx, runner.Job(tx["posit"], {"bits": 8, "es": 0}, "array-16m", Trial(timing=True)))
