@@ -1,4 +1,4 @@
-"""The reference implementations: numpy, numba and torch; a library to import and use on arrays and networks of one's own.
+"""The reference implementations: numpy, numba and torch; a library for arrays and networks of one's own.
 
 Importing the package is light: it only tells numba where to keep compiled code. Numba's own cache does not notice an
 edit in a helper that a compiled function imports, so the folder is keyed by the content of all of ``kernels``.

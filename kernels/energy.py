@@ -15,8 +15,15 @@ Examples
 
 from __future__ import annotations
 
-__all__ = ["ADD_ENERGY", "DRAM_ENERGY", "MULTIPLY_ENERGY", "OPERAND_BYTES", "SRAM_ACCESS_ENERGY", "mac_energy",
-           "sram_energy"]
+__all__ = [
+    "ADD_ENERGY",
+    "DRAM_ENERGY",
+    "MULTIPLY_ENERGY",
+    "OPERAND_BYTES",
+    "SRAM_ACCESS_ENERGY",
+    "mac_energy",
+    "sram_energy",
+]
 
 ADD_ENERGY = {"int8": 0.03e-12, "int16": 0.05e-12, "int32": 0.1e-12, "fp16": 0.4e-12, "fp32": 0.9e-12}
 """Joules of one addition."""

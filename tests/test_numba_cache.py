@@ -7,7 +7,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 HELPER = "from numba import njit\n\n@njit(cache=True)\ndef scale(x):\n    return x * {factor}\n"
-KERNEL = "from numba import njit\nfrom kernels.helper import scale\n\n@njit(cache=True)\ndef run(x):\n    return scale(x)\n"
+KERNEL = """from numba import njit
+from kernels.helper import scale
+
+@njit(cache=True)
+def run(x):
+    return scale(x)
+"""
 
 
 def run(folder, *, keyed=True):

@@ -119,9 +119,7 @@ class SearchWorkload:
     (True, 12)
     """
 
-    def __init__(
-        self, id: str, space: Mapping[str, tuple[Any, ...]], entries: Mapping[tuple[Any, ...], Entry]
-    ) -> None:
+    def __init__(self, id: str, space: Mapping[str, tuple[Any, ...]], entries: Mapping[tuple[Any, ...], Entry]) -> None:
         self.id, self.space, self.entries = id, dict(space), entries
 
     def __repr__(self) -> str:

@@ -28,8 +28,17 @@ def numbers(shape, dtype=np.float32):
 @every_format
 def test_layouts_give_what_the_flat_array_gives(form):
     x = numbers((6, 8, 10))
-    views = [x, x.T, np.asfortranarray(x), x[::2, ::-1, 1::3], x[:0], x[0, 0, 0], np.broadcast_to(x[0, 0], (4, 10)),
-             x.astype(">f4"), np.frombuffer(b"\0" + x.tobytes(), np.uint8)[1:].view(np.float32)]  # unaligned
+    views = [
+        x,
+        x.T,
+        np.asfortranarray(x),
+        x[::2, ::-1, 1::3],
+        x[:0],
+        x[0, 0, 0],
+        np.broadcast_to(x[0, 0], (4, 10)),
+        x.astype(">f4"),
+        np.frombuffer(b"\0" + x.tobytes(), np.uint8)[1:].view(np.float32),
+    ]  # unaligned
     for view in views:
         before = view.copy()
         flat = form.round(np.array(view, np.float32).ravel())
@@ -87,8 +96,11 @@ def test_out(form):
 
 
 @every_format
-@pytest.mark.parametrize("bad", [[1, 2], np.arange(3), True, torch.arange(3), 1j, "x", np.float32([1]).astype("O"),
-                                 np.longdouble(1)], ids=repr)
+@pytest.mark.parametrize(
+    "bad",
+    [[1, 2], np.arange(3), True, torch.arange(3), 1j, "x", np.float32([1]).astype("O"), np.longdouble(1)],
+    ids=repr,
+)
 def test_what_is_no_float_is_refused(form, bad):
     for verb in (form.round, form.encode, form.fit):
         with pytest.raises(TypeError, match="x: expected"):

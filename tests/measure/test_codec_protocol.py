@@ -41,9 +41,11 @@ def test_contents():
     floats, codes, pruned = (weights(network, content) for content in CONTENTS)
     assert floats.size == codes.size == pruned.size == sum(p.numel() for p in matrices)
     assert floats.dtype == np.float32 and codes.dtype == pruned.dtype == np.int8
-    assert np.abs(codes[:matrices[0].numel()]).max() == 127
-    kept = pruned[:matrices[0].numel()] != 0
-    assert abs(kept.sum() - 0.1 * kept.size) <= 1 and np.array_equal(pruned[:kept.size][kept], codes[:kept.size][kept])
+    assert np.abs(codes[: matrices[0].numel()]).max() == 127
+    kept = pruned[: matrices[0].numel()] != 0
+    assert abs(kept.sum() - 0.1 * kept.size) <= 1 and np.array_equal(
+        pruned[: kept.size][kept], codes[: kept.size][kept]
+    )
 
 
 @pytest.mark.parametrize("content", CONTENTS)

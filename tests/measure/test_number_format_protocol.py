@@ -132,8 +132,13 @@ def test_a_format_that_leaves_nothing():
 def test_figures_of_real_formats():
     wide, narrow = take(BFloat16(), "both"), take(Posit(8, 0), "both")
     for values in (wide, narrow):
-        assert values["self"].keys() | {"throughput"} == {*protocol.metrics, "memory_footprint", "memory_access",
-                                                         "core_utilization", "energy"}
+        assert values["self"].keys() | {"throughput"} == {
+            *protocol.metrics,
+            "memory_footprint",
+            "memory_access",
+            "core_utilization",
+            "energy",
+        }
         assert abs(values["self"]["accuracy"] - values["baseline"]["accuracy"]) < 0.05
         assert isinstance(values["self"]["energy"], Missing) and "a-format" in values["self"]["energy"].reason
     assert wide["self"]["sqnr"] > narrow["self"]["sqnr"] + 6

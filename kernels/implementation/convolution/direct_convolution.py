@@ -288,8 +288,19 @@ def _sliding_kernel(side: int) -> Callable:
                 for i in range(0, high, ROWS):
                     for j in range((wide - 1) // 8 * 8, -1, -8):
                         sums = tile_load(level, 0, 0, ROWS, 1, 8)
-                        sums = _slide(sums, w, first, side, x, image * height * width, height, width,
-                                      i - padding[0], j - padding[1], outside)
+                        sums = _slide(
+                            sums,
+                            w,
+                            first,
+                            side,
+                            x,
+                            image * height * width,
+                            height,
+                            width,
+                            i - padding[0],
+                            j - padding[1],
+                            outside,
+                        )
                         tile_store(sums, y, (channel * high + i) * wide + j, wide)
 
     return depthwise
@@ -331,8 +342,8 @@ class DirectConvolution:
     The channels of an output pixel are accumulated in registers from the first tap to the last; a tile of several
     output channels by several vectors of positions takes each input vector and each weight from memory once.
 
-    References
-    ----------
+    Source
+    ------
     Zhang, Franchetti and Low, High Performance Zero-Memory Overhead Direct Convolutions, 2018.
     Georganas et al., Anatomy of High-Performance Deep Learning Convolutions on SIMD Architectures, 2018.
 
@@ -418,8 +429,10 @@ class DirectConvolution:
         groups, (outputs, channels, *kernel) = filters.groups, filters.shape
         batch, inputs, height, width = images.shape
         if inputs != channels * groups:
-            raise ValueError(f"x: expected {channels * groups} channels, as w of shape {filters.shape} takes in "
-                             f"{groups} group{'s' * (groups > 1)}, got {describe(x)}")
+            raise ValueError(
+                f"x: expected {channels * groups} channels, as w of shape {filters.shape} takes in "
+                f"{groups} group{'s' * (groups > 1)}, got {describe(x)}"
+            )
         if bias is None:
             added = np.zeros(outputs, np.float32)
         else:
@@ -428,10 +441,12 @@ class DirectConvolution:
                 raise ValueError(f"bias: expected {outputs} numbers, one an output channel, got {describe(bias)}")
         planes = _planes((height, width), tuple(kernel), stride, padding, dilation)
         if min(planes.shape) < 1:
-            raise ValueError("x: expected images of at least the kernel's size, "
-                             f"got {height} x {width} with padding "
-                             f"{padding} for a kernel of {kernel[0]} x {kernel[1]} with dilation {dilation}: "
-                             f"the output would be {planes.shape[0]} x {planes.shape[1]}")
+            raise ValueError(
+                "x: expected images of at least the kernel's size, "
+                f"got {height} x {width} with padding "
+                f"{padding} for a kernel of {kernel[0]} x {kernel[1]} with dilation {dilation}: "
+                f"the output would be {planes.shape[0]} x {planes.shape[1]}"
+            )
         each = outputs // groups
         shape = (batch, outputs, *planes.shape)
         size = batch * outputs * planes.shape[0] * planes.shape[1]
@@ -453,5 +468,9 @@ class DirectConvolution:
         """Whether a layer can run here: `nn.Conv2d` with zeros as padding, given in numbers, in FP32."""
         from torch import nn
 
-        return (isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros"
-                and not isinstance(layer.padding, str) and format in (None, "fp32"))
+        return (
+            isinstance(layer, nn.Conv2d)
+            and layer.padding_mode == "zeros"
+            and not isinstance(layer.padding, str)
+            and format in (None, "fp32")
+        )

@@ -38,15 +38,18 @@ class InputStationary(SystolicArray):
     def _mapping(self, m: int, n: int, k: int) -> tuple[int, int, int]:
         return k, m, n
 
-    def _traffic(self, m: int, n: int, k: int, row_folds: int, column_folds: int, inputs: int, band: int
-                 ) -> tuple[Traffic, Traffic]:
+    def _traffic(
+        self, m: int, n: int, k: int, row_folds: int, column_folds: int, inputs: int, band: int
+    ) -> tuple[Traffic, Traffic]:
         word = OPERAND_BYTES[self.format]
         filters = k * n * column_folds * word
         partial_sums = (2 * row_folds - 1) * m * n * ACCUMULATOR_BYTES  # all but the first fold read them too
         on_chip = Traffic(m * k * word, filters, partial_sums)
         column_tile = n * min(m, self.columns) * ACCUMULATOR_BYTES if row_folds > 1 else 0
         spilled = 2 * (row_folds - 1) * m * n * ACCUMULATOR_BYTES
-        off_chip = Traffic(fetched(self.ifmap_kib, (band * word, inputs * word), (0, m * k * word)),
-                           fetched(self.filter_kib, (k * n * word, k * n * word), (0, filters)),
-                           m * n * word + fetched(self.ofmap_kib, (column_tile, 0), (0, spilled)))
+        off_chip = Traffic(
+            fetched(self.ifmap_kib, (band * word, inputs * word), (0, m * k * word)),
+            fetched(self.filter_kib, (k * n * word, k * n * word), (0, filters)),
+            m * n * word + fetched(self.ofmap_kib, (column_tile, 0), (0, spilled)),
+        )
         return on_chip, off_chip

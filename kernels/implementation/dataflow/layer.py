@@ -63,11 +63,15 @@ class Layer:
             for number in _pair(getattr(self, field)):
                 positive_integer(number, field, least=0 if field == "padding" else 1)
         if self.in_channels % self.groups or self.out_channels % self.groups:
-            raise ValueError(f"groups: {self.in_channels} input and {self.out_channels} output channels do not divide "
-                             f"into {self.groups} groups")
+            raise ValueError(
+                f"groups: {self.in_channels} input and {self.out_channels} output channels do not divide "
+                f"into {self.groups} groups"
+            )
         if min(self.output_size()) < 1:
-            raise ValueError(f"kernel: {self.kernel} with dilation {self.dilation} does not fit an input of "
-                             f"{self.height} x {self.width} padded by {self.padding}")
+            raise ValueError(
+                f"kernel: {self.kernel} with dilation {self.dilation} does not fit an input of "
+                f"{self.height} x {self.width} padded by {self.padding}"
+            )
 
     @classmethod
     def gemm(cls, m: int, n: int, k: int, name: str = "") -> Layer:
@@ -77,8 +81,14 @@ class Layer:
     def output_size(self, ceil: bool = False) -> tuple[int, int]:
         """Height and width of the output; `ceil` also counts a last window that the stride leaves incomplete."""
         sizes = []
-        for size, k, s, p, d in zip((self.height, self.width), _pair(self.kernel), _pair(self.stride),
-                                    _pair(self.padding), _pair(self.dilation), strict=True):
+        for size, k, s, p, d in zip(
+            (self.height, self.width),
+            _pair(self.kernel),
+            _pair(self.stride),
+            _pair(self.padding),
+            _pair(self.dilation),
+            strict=True,
+        ):
             room = size + 2 * p - d * (k - 1) - 1
             sizes.append((-(-room // s) if ceil else room // s) + 1)
         return sizes[0], sizes[1]
@@ -148,8 +158,9 @@ def layers_of(network: nn.Module, x: torch.Tensor) -> list[Layer]:
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             module.register_forward_pre_hook(_append_to(layers, name))
         elif any(p.ndim > 1 for p in module.parameters(recurse=False)):
-            raise TypeError(f"network: no cost model for {name}, a {type(module).__name__}; "
-                            "expected Conv2d and Linear layers")
+            raise TypeError(
+                f"network: no cost model for {name}, a {type(module).__name__}; expected Conv2d and Linear layers"
+            )
     with torch.no_grad():
         network(x)
     return layers
@@ -172,7 +183,20 @@ def _append_to(layers: list[Layer], name: str) -> Callable[[nn.Module, tuple], N
             padding = half if module.padding == "same" else (0, 0)
         else:
             padding = _pair(module.padding)
-        layers.append(Layer(module.in_channels, module.out_channels, x.shape[-2], x.shape[-1], kernel, stride, padding,
-                            dilation, module.groups, x.shape[0], name))
+        layers.append(
+            Layer(
+                module.in_channels,
+                module.out_channels,
+                x.shape[-2],
+                x.shape[-1],
+                kernel,
+                stride,
+                padding,
+                dilation,
+                module.groups,
+                x.shape[0],
+                name,
+            )
+        )
 
     return hook

@@ -46,13 +46,20 @@ class OutputStationary(SystolicArray):
     def _moving_bytes(self) -> int:
         return 2 * OPERAND_BYTES[self.format]
 
-    def _traffic(self, m: int, n: int, k: int, row_folds: int, column_folds: int, inputs: int, band: int
-                 ) -> tuple[Traffic, Traffic]:
+    def _traffic(
+        self, m: int, n: int, k: int, row_folds: int, column_folds: int, inputs: int, band: int
+    ) -> tuple[Traffic, Traffic]:
         word = OPERAND_BYTES[self.format]
         windows, filters = m * k * column_folds * word, k * n * row_folds * word
         on_chip = Traffic(windows, filters, m * n * ACCUMULATOR_BYTES)
-        off_chip = Traffic(fetched(self.ifmap_kib, (inputs * word, inputs * word),
-                                   (band * word, inputs * word * column_folds), (0, windows)),
-                           fetched(self.filter_kib, (k * min(n, self.columns) * word, k * n * word), (0, filters)),
-                           m * n * word)
+        off_chip = Traffic(
+            fetched(
+                self.ifmap_kib,
+                (inputs * word, inputs * word),
+                (band * word, inputs * word * column_folds),
+                (0, windows),
+            ),
+            fetched(self.filter_kib, (k * min(n, self.columns) * word, k * n * word), (0, filters)),
+            m * n * word,
+        )
         return on_chip, off_chip

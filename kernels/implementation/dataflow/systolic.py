@@ -97,9 +97,15 @@ class Counts:
         return self.macs / self.slots if self.slots else 0.0
 
     def __add__(self, other: Counts) -> Counts:
-        return Counts(self.cycles + other.cycles, self.macs + other.macs, self.slots + other.slots,
-                      self.array_bytes + other.array_bytes, self.sram + other.sram, self.dram + other.dram,
-                      self.energy + other.energy)
+        return Counts(
+            self.cycles + other.cycles,
+            self.macs + other.macs,
+            self.slots + other.slots,
+            self.array_bytes + other.array_bytes,
+            self.sram + other.sram,
+            self.dram + other.dram,
+            self.energy + other.energy,
+        )
 
 
 @dataclass(frozen=True)
@@ -176,8 +182,15 @@ class SystolicArray:
         sram, dram = self._traffic(m, n, k, row_folds, column_folds, inputs, layer.band_elements)
         sram, dram = sram * layer.groups, dram * layer.groups
         cycles = self._cycles(layer)
-        return Counts(cycles, layer.macs, cycles * self.rows * self.columns, layer.macs * self._moving_bytes(), sram,
-                      dram, self._energy(layer.macs, sram, dram))
+        return Counts(
+            cycles,
+            layer.macs,
+            cycles * self.rows * self.columns,
+            layer.macs * self._moving_bytes(),
+            sram,
+            dram,
+            self._energy(layer.macs, sram, dram),
+        )
 
     def _folds(self, m: int, n: int, k: int) -> tuple[int, int, int]:
         """Tiles along the rows, tiles along the columns, length of the stream."""
@@ -198,14 +211,18 @@ class SystolicArray:
         """Bytes of the two values that one multiply-accumulate hands on; operands both, or one and a partial sum."""
         return OPERAND_BYTES[self.format] + ACCUMULATOR_BYTES
 
-    def _traffic(self, m: int, n: int, k: int, row_folds: int, column_folds: int, inputs: int, band: int
-                 ) -> tuple[Traffic, Traffic]:
+    def _traffic(
+        self, m: int, n: int, k: int, row_folds: int, column_folds: int, inputs: int, band: int
+    ) -> tuple[Traffic, Traffic]:
         """On-chip and off-chip bytes of one group, of whose inputs `band` lie under one row of windows."""
         raise NotImplementedError
 
     def _energy(self, macs: int, sram: Traffic, dram: Traffic) -> float:
-        on_chip = (sram.ifmap * sram_energy(self.ifmap_kib) + sram.filter * sram_energy(self.filter_kib)
-                   + sram.ofmap * sram_energy(self.ofmap_kib))
+        on_chip = (
+            sram.ifmap * sram_energy(self.ifmap_kib)
+            + sram.filter * sram_energy(self.filter_kib)
+            + sram.ofmap * sram_energy(self.ofmap_kib)
+        )
         return macs * mac_energy(self.format) + on_chip + dram.total * DRAM_ENERGY
 
 
@@ -229,5 +246,6 @@ class IdealArray(SystolicArray):
         word = OPERAND_BYTES[self.format]
         once = Traffic(min(layer.ifmap_elements, m * k) * word, k * n * word, m * n * word) * layer.groups
         cycles = -(-layer.macs // (self.rows * self.columns))
-        return Counts(cycles, layer.macs, cycles * self.rows * self.columns, 0, once, once,
-                      self._energy(layer.macs, once, once))
+        return Counts(
+            cycles, layer.macs, cycles * self.rows * self.columns, 0, once, once, self._energy(layer.macs, once, once)
+        )

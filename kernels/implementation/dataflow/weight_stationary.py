@@ -39,15 +39,18 @@ class WeightStationary(SystolicArray):
     def _mapping(self, m: int, n: int, k: int) -> tuple[int, int, int]:
         return k, n, m
 
-    def _traffic(self, m: int, n: int, k: int, row_folds: int, column_folds: int, inputs: int, band: int
-                 ) -> tuple[Traffic, Traffic]:
+    def _traffic(
+        self, m: int, n: int, k: int, row_folds: int, column_folds: int, inputs: int, band: int
+    ) -> tuple[Traffic, Traffic]:
         word = OPERAND_BYTES[self.format]
         windows = m * k * column_folds * word
         partial_sums = (2 * row_folds - 1) * m * n * ACCUMULATOR_BYTES  # all but the first fold read them too
         on_chip = Traffic(windows, k * n * word, partial_sums)
         column_tile = m * min(n, self.columns) * ACCUMULATOR_BYTES if row_folds > 1 else 0
         spilled = 2 * (row_folds - 1) * m * n * ACCUMULATOR_BYTES
-        off_chip = Traffic(fetched(self.ifmap_kib, (inputs * word, inputs * word), (0, windows)),
-                           k * n * word,
-                           m * n * word + fetched(self.ofmap_kib, (column_tile, 0), (0, spilled)))
+        off_chip = Traffic(
+            fetched(self.ifmap_kib, (inputs * word, inputs * word), (0, windows)),
+            k * n * word,
+            m * n * word + fetched(self.ofmap_kib, (column_tile, 0), (0, spilled)),
+        )
         return on_chip, off_chip

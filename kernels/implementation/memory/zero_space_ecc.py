@@ -144,14 +144,15 @@ class ZeroSpaceEcc:
             raise ValueError(f"weights: expected finite numbers, got NaN or infinity in a {describe(weights)}")
         dtype, values, _ = self.layout
         padded = np.zeros((-(-weights.size // values), values), np.float32)
-        padded.reshape(-1)[:weights.size] = weights.ravel()
+        padded.reshape(-1)[: weights.size] = weights.ravel()
         words, scale = getattr(self, f"_store_{self.format}")(padded)
         if self.code != "none":
             words = self._with_check_bits(words)
         return Protected(words.astype(dtype, copy=False), weights.shape, scale)
 
-    def corrupt(self, protected: Protected, rate: float, seed: int | Sequence[int],
-                positions: Iterable[int] | None = None) -> Protected:
+    def corrupt(
+        self, protected: Protected, rate: float, seed: int | Sequence[int], positions: Iterable[int] | None = None
+    ) -> Protected:
         """A copy in which every stored bit has flipped with probability `rate`, independently.
 
         Parameters
@@ -193,7 +194,7 @@ class ZeroSpaceEcc:
         words = protected.words
         if self.code != "none":
             words = self._corrected(words)
-        read = getattr(self, f"_load_{self.format}")(words).reshape(-1)[:int(np.prod(protected.shape))]
+        read = getattr(self, f"_load_{self.format}")(words).reshape(-1)[: int(np.prod(protected.shape))]
         with np.errstate(over="ignore", invalid="ignore"):  # flips that remain may overflow, or signal
             return (read.astype(np.float64) * protected.scale).astype(np.float32).reshape(protected.shape)
 

@@ -55,13 +55,16 @@ class CsrMatrix:
     def __post_init__(self):
         rows, columns = self.shape
         if self.indptr.shape != (rows + 1,) or self.indptr[0] != 0 or self.indptr[-1] != self.values.size:
-            raise ValueError(f"indptr: expected {rows + 1} entries from 0 to {self.values.size}, "
-                             f"got {describe(self.indptr)}")
+            raise ValueError(
+                f"indptr: expected {rows + 1} entries from 0 to {self.values.size}, got {describe(self.indptr)}"
+            )
         if np.any(np.diff(self.indptr) < 0):
             raise ValueError("indptr: expected entries that never fall")
         if self.indices.shape != self.values.shape or np.any(self.indices >= columns):
-            raise ValueError(f"indices: expected one column below {columns} for each of {self.values.size} values, "
-                             f"got {describe(self.indices)}")
+            raise ValueError(
+                f"indices: expected one column below {columns} for each of {self.values.size} values, "
+                f"got {describe(self.indices)}"
+            )
         if np.any(np.diff(self._rows() * columns + self.indices) <= 0):
             raise ValueError("indices: expected columns that rise within each row, without duplicates")
         for array in (self.values, self.indices, self.indptr):
@@ -191,8 +194,8 @@ class Csr:
     index_bits : {32, 16}
         The width of a column index. 16 bits address 65 536 columns and take a quarter off what is read.
 
-    References
-    ----------
+    Source
+    ------
     Han et al., EIE: Efficient Inference Engine on Compressed Deep Neural Network, 2016 (columns in place of rows).
     Park et al., Faster CNNs with Direct Sparse Convolutions and Guided Pruning, 2017.
 
@@ -243,13 +246,18 @@ class Csr:
             values, shape = dense[rows, columns], dense.shape
             indptr = np.searchsorted(rows, np.arange(shape[0] + 1))
         if shape[1] > 2**self.index_bits:
-            raise ValueError(f"a: expected at most {2**self.index_bits} columns for indices of {self.index_bits} bits, "
-                             f"got shape {tuple(shape)}")
+            raise ValueError(
+                f"a: expected at most {2**self.index_bits} columns for indices of {self.index_bits} bits, "
+                f"got shape {tuple(shape)}"
+            )
         if values.size >= 2**31:
             raise ValueError(f"a: expected fewer than 2^31 nonzeros, got {values.size}")
-        return CsrMatrix(np.ascontiguousarray(values, np.float32),
-                         np.ascontiguousarray(columns, f"uint{self.index_bits}"),
-                         np.ascontiguousarray(indptr, np.int32), (int(shape[0]), int(shape[1])))
+        return CsrMatrix(
+            np.ascontiguousarray(values, np.float32),
+            np.ascontiguousarray(columns, f"uint{self.index_bits}"),
+            np.ascontiguousarray(indptr, np.int32),
+            (int(shape[0]), int(shape[1])),
+        )
 
     def matmul(self, a: Any, b: Any) -> Any:
         """The product A B of a sparse and a dense matrix.
@@ -321,8 +329,9 @@ class Csr:
         rows = as_array(x, "x", dtype=np.float32)
         w = w if isinstance(w, CsrMatrix) else self.prepare(w)
         if rows.ndim == 0 or rows.shape[-1] != w.shape[1]:
-            raise ValueError(f"x: expected {w.shape[1]} features last, as w of shape {w.shape} takes, "
-                             f"got {describe(x)}")
+            raise ValueError(
+                f"x: expected {w.shape[1]} features last, as w of shape {w.shape} takes, got {describe(x)}"
+            )
         y = self.matmul(w, rows.reshape(-1, w.shape[1]).T)
         if bias is not None:
             added = as_array(bias, "bias", ndim=1, dtype=np.float32)

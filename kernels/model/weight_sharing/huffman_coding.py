@@ -212,8 +212,16 @@ class HuffmanCoding:
         x = np.ascontiguousarray(array).reshape(array.shape)  # the former makes 0-d arrays 1-d
         dtype = x.dtype.str.encode()
         planes = self._symbols(x)
-        header = struct.pack(f"<4sBBB{len(dtype)}sB{x.ndim}Q", MAGIC, self.max_length, SYMBOLS.index(self.symbol),
-                             len(dtype), dtype, x.ndim, *x.shape)
+        header = struct.pack(
+            f"<4sBBB{len(dtype)}sB{x.ndim}Q",
+            MAGIC,
+            self.max_length,
+            SYMBOLS.index(self.symbol),
+            len(dtype),
+            dtype,
+            x.ndim,
+            *x.shape,
+        )
         if self.symbol == "nonzero":
             header += struct.pack("<QQ", len(planes[0]), len(planes[1]))
         body = header + b"".join(_encode_plane(plane, self.max_length) for plane in planes)
@@ -319,7 +327,7 @@ class _Reader:
         if size > len(self.data) - self.at:
             raise ValueError(f"data: {size} bytes expected at {self.at}, {len(self.data) - self.at} left")
         self.at += size
-        return self.data[self.at - size:self.at]
+        return self.data[self.at - size : self.at]
 
     def unpack(self, format: str) -> tuple:
         return struct.unpack(format, self.take(struct.calcsize(format)))
@@ -342,11 +350,11 @@ def _encode_plane(plane: np.ndarray, max_length: int) -> bytes:
     words = np.zeros(bits // 64 + 1, np.uint64)
     starts = np.zeros(STREAMS, np.int64)
     _pack(plane, canonical_codes(lengths), lengths.astype(np.uint64), words, starts)
-    return struct.pack(f"<B{STREAMS}Q", CODED, *starts[1:], bits) + table + words.tobytes()[:-(-bits // 8)]
+    return struct.pack(f"<B{STREAMS}Q", CODED, *starts[1:], bits) + table + words.tobytes()[: -(-bits // 8)]
 
 
 def _decode_plane(source: _Reader, out: np.ndarray, max_length: int) -> None:
-    mode, = source.unpack("<B")
+    (mode,) = source.unpack("<B")
     if mode == RAW:
         out[:] = np.frombuffer(source.take(out.size), np.uint8)
     elif mode == CONSTANT:
@@ -355,10 +363,10 @@ def _decode_plane(source: _Reader, out: np.ndarray, max_length: int) -> None:
         *starts, bits = source.unpack(f"<{STREAMS}Q")
         lengths = np.unpackbits(np.frombuffer(source.take(32), np.uint8))
         used = np.flatnonzero(lengths)
-        lengths[used] = _from_nibbles(source.take(-(-len(used) // 2)))[:len(used)]
+        lengths[used] = _from_nibbles(source.take(-(-len(used) // 2)))[: len(used)]
         packed = np.frombuffer(source.take(-(-bits // 8)), np.uint8)
         words = np.zeros(bits // 64 + 2, np.uint64)  # one more than the bits fill: the decoder looks ahead
-        words.view(np.uint8)[:packed.size] = packed
+        words.view(np.uint8)[: packed.size] = packed
         ends = np.array([*starts, bits], np.uint64)
         if not _unpack(words, ends, _table(lengths, max_length), max_length, out):
             raise ValueError("data: the bit string does not decode to as many symbols as were encoded")
@@ -395,7 +403,7 @@ def _filled(lengths, codes, max_length):
     table = np.empty(1 << max_length, np.uint16)
     for symbol in range(lengths.size):
         if lengths[symbol]:
-            table[codes[symbol]::1 << np.int64(lengths[symbol])] = symbol | np.int64(lengths[symbol]) << 8
+            table[codes[symbol] :: 1 << np.int64(lengths[symbol])] = symbol | np.int64(lengths[symbol]) << 8
     return table
 
 
@@ -441,8 +449,12 @@ def _unpack(words, ends, table, max_length, out):
             return False
         u, v, w, x = _window(words, a), _window(words, b), _window(words, c), _window(words, d)
         for j in range(i, i + 4):  # four codewords have at most 60 bits
-            e, f, g, h = (np.uint64(table[u & mask]), np.uint64(table[v & mask]), np.uint64(table[w & mask]),
-                          np.uint64(table[x & mask]))
+            e, f, g, h = (
+                np.uint64(table[u & mask]),
+                np.uint64(table[v & mask]),
+                np.uint64(table[w & mask]),
+                np.uint64(table[x & mask]),
+            )
             out[j], out[j + quarter] = e & byte, f & byte
             out[j + 2 * quarter], out[j + 3 * quarter] = g & byte, h & byte
             e, f, g, h = e >> eight, f >> eight, g >> eight, h >> eight

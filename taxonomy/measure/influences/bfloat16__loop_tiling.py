@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from kernels.arithmetic.floating_point.bfloat16 import BFloat16
 
+from kernels.arithmetic.floating_point.bfloat16 import BFloat16
 from kernels.implementation.loops.loop_tiling import LoopTiling
 from taxonomy.measure.protocol import REPETITIONS, Case, Contest, Protocol, Trial, Values
 

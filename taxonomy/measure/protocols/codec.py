@@ -29,7 +29,9 @@ class CodecProtocol(Protocol):
             return [Trial({"content": content}) for content in CONTENTS]
         return [
             Trial({**setting, "direction": direction}, seed, timing=True)
-            for setting in workload.settings for direction in ("encode", "decode") for seed in range(REPETITIONS)
+            for setting in workload.settings
+            for direction in ("encode", "decode")
+            for seed in range(REPETITIONS)
         ]
 
     def quality(self, case: Case) -> Values:
@@ -53,8 +55,9 @@ class CodecProtocol(Protocol):
         others = peers(x)
         own = {"self": mine[decodes], "baseline": x.copy}
         own |= {who: peer[decodes] for who, peer in others.items() if peer}
-        return Contest(own, work=x.nbytes, unit="bytes",
-                       missing={who: NOT_INSTALLED for who, peer in others.items() if not peer})
+        return Contest(
+            own, work=x.nbytes, unit="bytes", missing={who: NOT_INSTALLED for who, peer in others.items() if not peer}
+        )
 
 
 NOT_INSTALLED = "not installed: pip install zstandard"
@@ -70,7 +73,7 @@ def weights(network: nn.Module, content: str) -> np.ndarray:
         kept = w
         if content == "pruned int8":
             kept = w.copy()
-            kept[np.argsort(np.abs(w), kind="stable")[:w.size - round(DENSITY * w.size)]] = 0
+            kept[np.argsort(np.abs(w), kind="stable")[: w.size - round(DENSITY * w.size)]] = 0
         codes.append(_codes(kept))
     return np.concatenate(codes)
 
@@ -82,8 +85,12 @@ def _codes(w: np.ndarray) -> np.ndarray:
 
 def sizes(x: np.ndarray, size: int) -> dict[str, float | Missing]:
     """The figures of `size` bytes that stand for `x`."""
-    return {"stored_bits": 8 * size, "bits_per_weight": 8 * size / x.size, "compression_ratio": x.nbytes / size,
-            "memory_footprint": size}
+    return {
+        "stored_bits": 8 * size,
+        "bits_per_weight": 8 * size / x.size,
+        "compression_ratio": x.nbytes / size,
+        "memory_footprint": size,
+    }
 
 
 def peers(x: np.ndarray) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]] | None]:
@@ -91,7 +98,9 @@ def peers(x: np.ndarray) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]
     raw = x.tobytes()
     deflated = zlib.compress(raw, 9)
     found: dict[str, tuple[Callable[[], Any], Callable[[], Any]] | None] = {
-        "zlib": (lambda: zlib.compress(raw, 9), lambda: zlib.decompress(deflated)), "zstd": None}
+        "zlib": (lambda: zlib.compress(raw, 9), lambda: zlib.decompress(deflated)),
+        "zstd": None,
+    }
     try:
         import zstandard
     except ImportError:

@@ -56,8 +56,16 @@ def layers_of_workload(workload: Any) -> list[Layer]:
 def _layer(setting: Mapping[str, Any]) -> Layer:
     if setting.get("type") == "linear":
         return Layer.gemm(1, setting["out_features"], setting["in_features"])
-    return Layer(setting["in_channels"], setting["out_channels"], setting["size"], setting["size"], setting["kernel"],
-                 setting["stride"], setting["padding"], groups=setting.get("groups", 1))
+    return Layer(
+        setting["in_channels"],
+        setting["out_channels"],
+        setting["size"],
+        setting["size"],
+        setting["kernel"],
+        setting["stride"],
+        setting["padding"],
+        groups=setting.get("groups", 1),
+    )
 
 
 protocol = CostModelProtocol()

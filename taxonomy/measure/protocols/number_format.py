@@ -66,8 +66,9 @@ class NumberFormatProtocol(Protocol):
                 "memory_footprint": -(-stored // 8),
                 "memory_access": moved,
                 "core_utilization": Missing("emulated: no unit of this machine computes in the format"),
-                "energy": energy(case.technique.id, macs, moved) if on == "both" else Missing(
-                    "a product has two operands: modelled where both are in the format"),
+                "energy": energy(case.technique.id, macs, moved)
+                if on == "both"
+                else Missing("a product has two operands: modelled where both are in the format"),
             },
             "baseline": {
                 "accuracy": accuracy(network, data.test),
@@ -151,7 +152,8 @@ def round_network(network: nn.Module, number_format: Any, items: Tensor, on: str
     if on != "weights":
         for name, own in formats.items():
             network.get_submodule(name).register_forward_pre_hook(
-                lambda layer, args, own=own: (own.round(args[0]).to(args[0].dtype), *args[1:]))
+                lambda layer, args, own=own: (own.round(args[0]).to(args[0].dtype), *args[1:])
+            )
     if on != "activations":
         with torch.no_grad():
             for weight in _weights(network):
@@ -187,6 +189,7 @@ def grid(pairs: list[tuple[np.ndarray, Any]]) -> dict[str, float | Missing]:
 
 def traffic(network: nn.Module, item: Tensor, number_format: Any = None, on: str = "both") -> tuple[int, int]:
     """Bits of the stored parameters, and bytes moved for one item: parameters and inputs of layers, once each."""
+
     def bits(tensors: Any, rounded: bool) -> int:
         return sum(number_format.stored_bits(tuple(t.shape)) if rounded else 32 * t.numel() for t in tensors)
 

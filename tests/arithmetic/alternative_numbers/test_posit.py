@@ -27,10 +27,10 @@ def exact_value(code: int, bits: int, es: int) -> Fraction | None:
     body = word[1:]
     run = len(body) - len(body.lstrip(body[0]))
     k = run - 1 if body[0] == "1" else -run
-    rest = body[run + 1:]
+    rest = body[run + 1 :]
     exponent, fraction = rest[:es].ljust(es, "0"), rest[es:]
     scale = k * 2**es + int(exponent or "0", 2)
-    return Fraction(2)**scale * (1 + Fraction(int(fraction or "0", 2), 2**len(fraction)))
+    return Fraction(2) ** scale * (1 + Fraction(int(fraction or "0", 2), 2 ** len(fraction)))
 
 
 def exact_code(x: float, bits: int, es: int) -> int:
@@ -87,8 +87,10 @@ def test_rounding_is_exact_at_every_decision(bits, es):
 @pytest.mark.parametrize(("bits", "es"), [*VARIANTS, (12, 3), (11, 4), (2, 0), (3, 4)])
 def test_fast_equals_plain_over_all_floats(bits, es):
     random = np.random.default_rng(bits)
-    for x in (random.integers(0, 2**32, 50_000, np.uint32).view(np.float32),
-              random.integers(0, 2**64, 50_000, np.uint64).view(np.float64)):
+    for x in (
+        random.integers(0, 2**32, 50_000, np.uint32).view(np.float32),
+        random.integers(0, 2**64, 50_000, np.uint64).view(np.float64),
+    ):
         with np.errstate(invalid="ignore"):  # signalling NaN, cast by numpy
             np.testing.assert_array_equal(Posit(bits, es).round(x), posit_round(x, bits, es))
 
@@ -158,8 +160,10 @@ def test_double_where_float_does_not_hold_the_grid():
     assert Posit(32, 2).round(np.pi) == 3.1415926516056061  # 2^-27 apart here: closer than float32's 3.1415927
 
 
-@pytest.mark.parametrize(("parameters", "named"), [((1, 0), "bits"), ((33, 0), "bits"), ((8.5, 0), "bits"),
-                                                   ((8, -1), "es"), ((8, 5), "es"), ((8, "1"), "es")])
+@pytest.mark.parametrize(
+    ("parameters", "named"),
+    [((1, 0), "bits"), ((33, 0), "bits"), ((8.5, 0), "bits"), ((8, -1), "es"), ((8, 5), "es"), ((8, "1"), "es")],
+)
 def test_bad_parameters(parameters, named):
     with pytest.raises(ValueError, match=f"{named}: expected an integer"):
         Posit(*parameters)

@@ -59,10 +59,12 @@ def test_torch_agrees():
 def test_fast_equals_plain(rounding):
     random = np.random.default_rng(1)
     with np.errstate(invalid="ignore"):
-        for x in (random.integers(0, 2**32, 100_000, np.uint32).view(np.float32),
-                  random.integers(0, 2**64, 100_000, np.uint64).view(np.float64),
-                  random.standard_normal(100_000) * 2.0 ** random.uniform(-140, 130, 100_000),
-                  np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, -1e-45, 2.0**-134, 3 * 2.0**-134, 3.4e38])):
+        for x in (
+            random.integers(0, 2**32, 100_000, np.uint32).view(np.float32),
+            random.integers(0, 2**64, 100_000, np.uint64).view(np.float64),
+            random.standard_normal(100_000) * 2.0 ** random.uniform(-140, 130, 100_000),
+            np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, -1e-45, 2.0**-134, 3 * 2.0**-134, 3.4e38]),
+        ):
             assert same_numbers(BFloat16(rounding).round(x), bfloat16_round(x, rounding))
 
 

@@ -10,9 +10,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from kernels.implementation.dataflow.layer import Layer, layers_of
 
 NETWORK = nn.Sequential(
-    nn.Conv2d(3, 8, (3, 5), stride=(2, 1), padding=(1, 2)), nn.BatchNorm2d(8), nn.ReLU(),
-    nn.Conv2d(8, 8, 3, padding="same", groups=8), nn.Conv2d(8, 6, 3, dilation=2, padding="valid"),
-    nn.Flatten(), nn.Linear(6 * 4 * 12, 10))
+    nn.Conv2d(3, 8, (3, 5), stride=(2, 1), padding=(1, 2)),
+    nn.BatchNorm2d(8),
+    nn.ReLU(),
+    nn.Conv2d(8, 8, 3, padding="same", groups=8),
+    nn.Conv2d(8, 6, 3, dilation=2, padding="valid"),
+    nn.Flatten(),
+    nn.Linear(6 * 4 * 12, 10),
+)
 
 
 def test_macs_are_those_torch_counts():

@@ -87,8 +87,8 @@ def run_stationary_operand(still: np.ndarray, stream: np.ndarray, rows: int, col
     for c0 in range(0, c, columns):
         for k0 in range(0, k, rows):
             machine = Machine(rows, columns)
-            machine.load(padded(still[k0:k0 + rows, c0:c0 + columns], rows, columns))
-            feed = padded(stream[:, k0:k0 + rows], t, rows)
+            machine.load(padded(still[k0 : k0 + rows, c0 : c0 + columns], rows, columns))
+            feed = padded(stream[:, k0 : k0 + rows], t, rows)
             collected = 0
             while collected < t * columns:  # row r of the array lags by r, column j finishes j later
                 now = machine.cycles - rows
@@ -111,7 +111,7 @@ def run_stationary_output(a: np.ndarray, b: np.ndarray, rows: int, columns: int)
     for n0 in range(0, n, columns):
         for m0 in range(0, m, rows):
             machine = Machine(rows, columns)
-            tile_a, tile_b = padded(a[m0:m0 + rows], rows, k), padded(b[:, n0:n0 + columns], k, columns)
+            tile_a, tile_b = padded(a[m0 : m0 + rows], rows, k), padded(b[:, n0 : n0 + columns], k, columns)
             for now in range(k + rows - 1 + columns - 1):
                 left = [tile_a[r, now - r] if 0 <= now - r < k else 0 for r in range(rows)]
                 top = [tile_b[now - j, j] if 0 <= now - j < k else 0 for j in range(columns)]
@@ -120,8 +120,8 @@ def run_stationary_output(a: np.ndarray, b: np.ndarray, rows: int, columns: int)
             for r in reversed(range(rows)):
                 drained[r] = machine.shift_down(machine.still, np.zeros(columns))
                 machine.cycles += 1
-            part = result[m0:m0 + rows, n0:n0 + columns]
-            part += drained[:part.shape[0], :part.shape[1]]
+            part = result[m0 : m0 + rows, n0 : n0 + columns]
+            part += drained[: part.shape[0], : part.shape[1]]
             cycles += machine.cycles
     return result, cycles
 
@@ -134,8 +134,9 @@ def test_cycles_of_an_array_run_cycle_by_cycle(m, n, k, rows, columns):
     runs = {
         OutputStationary: run_stationary_output(a, b, rows, columns),
         WeightStationary: run_stationary_operand(b, a, rows, columns),
-        InputStationary: [x.T if isinstance(x, np.ndarray) else x
-                          for x in run_stationary_operand(a.T, b.T, rows, columns)],
+        InputStationary: [
+            x.T if isinstance(x, np.ndarray) else x for x in run_stationary_operand(a.T, b.T, rows, columns)
+        ],
     }
     for dataflow, (product, cycles) in runs.items():
         assert np.array_equal(product, a @ b), dataflow
@@ -160,8 +161,13 @@ def windows(layer: Layer) -> np.ndarray:
 
 
 @settings(max_examples=40, deadline=None)
-@given(channels=st.integers(1, 3), size=st.integers(3, 7), kernel=st.integers(1, 3), stride=st.integers(1, 3),
-       padding=st.integers(0, 1))
+@given(
+    channels=st.integers(1, 3),
+    size=st.integers(3, 7),
+    kernel=st.integers(1, 3),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 1),
+)
 def test_shape_of_a_convolution_and_the_inputs_it_touches(channels, size, kernel, stride, padding):
     layer = Layer(channels, 4, size, size, kernel, stride, padding)
     table = windows(layer)
@@ -204,17 +210,20 @@ def test_no_faster_than_the_ideal_array(dataflow):
             assert dataflow(rows, rows).cost(layer).cycles >= IdealArray(rows, rows).cost(layer).cycles
 
 
-@pytest.mark.parametrize(("fault", "message"), [
-    (lambda: WeightStationary(rows=0), "rows: expected an integer of at least 1, got 0"),
-    (lambda: WeightStationary(columns=2.0), "columns"),
-    (lambda: OutputStationary(ifmap_kib=-1), "ifmap_kib"),
-    (lambda: OutputStationary(convention="paper"), "convention"),
-    (lambda: Layer(0, 1, 1, 1), "in_channels"),
-    (lambda: Layer(3, 4, 8, 8, kernel=(3, 0)), "kernel"),
-    (lambda: Layer(3, 4, 2, 2, kernel=3), "kernel: .* does not fit"),
-    (lambda: Layer(3, 4, 8, 8, groups=2), "groups"),
-    (lambda: InputStationary().cost_gemm(4, True, 4), "out_channels"),
-])
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (lambda: WeightStationary(rows=0), "rows: expected an integer of at least 1, got 0"),
+        (lambda: WeightStationary(columns=2.0), "columns"),
+        (lambda: OutputStationary(ifmap_kib=-1), "ifmap_kib"),
+        (lambda: OutputStationary(convention="paper"), "convention"),
+        (lambda: Layer(0, 1, 1, 1), "in_channels"),
+        (lambda: Layer(3, 4, 8, 8, kernel=(3, 0)), "kernel"),
+        (lambda: Layer(3, 4, 2, 2, kernel=3), "kernel: .* does not fit"),
+        (lambda: Layer(3, 4, 8, 8, groups=2), "groups"),
+        (lambda: InputStationary().cost_gemm(4, True, 4), "out_channels"),
+    ],
+)
 def test_wrong_input(fault, message):
     with pytest.raises(ValueError, match=message):
         fault()

@@ -15,8 +15,11 @@ from kernels.implementation.memory.zero_space_ecc import LAYOUTS, ZeroSpaceEcc
 
 FORMATS = list(LAYOUTS)
 NORMAL = np.random.default_rng(0).normal(0, 0.3, 200).astype(np.float32)
-finite = hnp.arrays(np.float32, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=9),
-                    elements=st.floats(-2.0**100, 2.0**100, width=32))
+finite = hnp.arrays(
+    np.float32,
+    hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=9),
+    elements=st.floats(-(2.0**100), 2.0**100, width=32),
+)
 
 
 def bits_of(words):
@@ -194,10 +197,14 @@ def test_positions_confine_the_flips():
     assert np.array_equal(plain.corrupt(stored, 1.0, 0, positions=[]).words, stored.words)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"rate": -0.1}, "rate"), ({"rate": np.nan}, "rate"),
-    ({"rate": 0.1, "positions": [16]}, "positions: expected bits 0 to 15"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rate": -0.1}, "rate"),
+        ({"rate": np.nan}, "rate"),
+        ({"rate": 0.1, "positions": [16]}, "positions: expected bits 0 to 15"),
+    ],
+)
 def test_wrong_input(arguments, message):
     ecc = ZeroSpaceEcc("bfloat16")
     with pytest.raises(ValueError, match=message):
@@ -212,6 +219,8 @@ def test_few_errors_pass_where_codewords_seldom_hold_two():
     w = np.resize(NORMAL, 200000)
     for format in FORMATS:
         ecc = ZeroSpaceEcc(format)
-        wrong = [(e.recover(e.corrupt(e.protect(w), 1e-4, 0)) != e.recover(e.protect(w))).sum()
-                 for e in (ecc, ecc.unprotected())]
+        wrong = [
+            (e.recover(e.corrupt(e.protect(w), 1e-4, 0)) != e.recover(e.protect(w))).sum()
+            for e in (ecc, ecc.unprotected())
+        ]
         assert wrong[0] < wrong[1] / 10

@@ -18,8 +18,13 @@ from kernels.model.weight_sharing.huffman_coding import HuffmanCoding, canonical
 
 CODECS = [HuffmanCoding(symbol, limit) for symbol in ("byte-plane", "byte", "nonzero") for limit in (8, 12, 15)]
 histograms = st.lists(st.integers(0, 10**6), min_size=2, max_size=256).filter(lambda c: sum(map(bool, c)) > 1)
-numeric = st.one_of(hnp.boolean_dtypes(), hnp.integer_dtypes(endianness="?"), hnp.unsigned_integer_dtypes(),
-                    hnp.floating_dtypes(endianness="?"), hnp.complex_number_dtypes())
+numeric = st.one_of(
+    hnp.boolean_dtypes(),
+    hnp.integer_dtypes(endianness="?"),
+    hnp.unsigned_integer_dtypes(),
+    hnp.floating_dtypes(endianness="?"),
+    hnp.complex_number_dtypes(),
+)
 
 
 def bits_of_a_tree(counts) -> int:
@@ -43,8 +48,14 @@ def best_limited(counts, limit) -> int:
             return 0 if room == 0 else float("inf")
         rest = len(counts) - i
         sizes = {length: 2 ** (limit - length) for length in range(shortest, limit + 1)}
-        return min((counts[i] * length + search(i + 1, room - size, length)
-                    for length, size in sizes.items() if size <= room <= rest * size), default=float("inf"))
+        return min(
+            (
+                counts[i] * length + search(i + 1, room - size, length)
+                for length, size in sizes.items()
+                if size <= room <= rest * size
+            ),
+            default=float("inf"),
+        )
 
     return search(0, 2**limit, 1)
 
@@ -65,7 +76,7 @@ def test_lengths_are_huffmans_where_the_limit_does_not_bind(counts):
 @given(st.lists(st.integers(1, 1000), min_size=2, max_size=8), st.integers(3, 5))
 def test_limited_lengths_are_the_best_of_all(counts, limit):
     lengths = code_lengths(np.array(counts), limit).astype(np.int64)
-    assert lengths.max() <= limit and (2.0 ** -lengths).sum() == 1
+    assert lengths.max() <= limit and (2.0**-lengths).sum() == 1
     assert np.array(counts) @ lengths == best_limited(counts, limit)
 
 
@@ -76,7 +87,7 @@ def test_counts_of_fibonacci_need_the_limit():
     assert code_lengths(np.array(fibonacci), 39).max() == 39
     for limit in (8, 12, 15):
         lengths = code_lengths(np.array(fibonacci), limit).astype(np.int64)
-        assert lengths.max() == limit and (2.0 ** -lengths).sum() == 1
+        assert lengths.max() == limit and (2.0**-lengths).sum() == 1
     with pytest.raises(ValueError, match="max_length: 40 symbols need more than 5 bits"):
         code_lengths(np.array(fibonacci), 5)
 
@@ -177,8 +188,16 @@ def test_a_forged_checksum_never_reads_or_writes_astray(at, value, symbol):
     assert isinstance(back, np.ndarray)
 
 
-@pytest.mark.parametrize("x", [np.array(["a"]), np.array([None]), np.zeros(2, "M8[s]"), np.zeros(2, [("a", "f4")]),
-                               torch.zeros(2, dtype=torch.bfloat16)])
+@pytest.mark.parametrize(
+    "x",
+    [
+        np.array(["a"]),
+        np.array([None]),
+        np.zeros(2, "M8[s]"),
+        np.zeros(2, [("a", "f4")]),
+        torch.zeros(2, dtype=torch.bfloat16),
+    ],
+)
 def test_items_that_are_no_numbers(x):
     with pytest.raises(TypeError, match="x: "):
         HuffmanCoding().encode(x)
