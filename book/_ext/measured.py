@@ -120,10 +120,10 @@ def conclusion(text):
         return finding.verdict, finding
     if what == "effect":
         return effect(finding), finding
-    if what == "crossover" and finding.crossover:
-        centre, low, high = finding.crossover
-        return f"{centre:.2g} ({low:.2g} to {high:.2g})", finding
-    raise Unknown(f"{name!r} has no {what!r}; ask for verdict, effect" + (", crossover" if finding.crossover else ""))
+    if what == "crossover":  # votes one way only are a result too
+        centre, low, high = finding.crossover or (None, None, None)
+        return f"{centre:.2g} ({low:.2g} to {high:.2g})" if finding.crossover else "(none found)", finding
+    raise Unknown(f"{name!r} has no {what!r}; ask for verdict, effect or crossover")
 
 
 def _stands(finding, name, value):
