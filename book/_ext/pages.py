@@ -74,14 +74,15 @@ def _facts(tx, node):
     there = (BOOK / node.level / f"{node.family}.md").exists()
     chapter = f"[{family.title}](../{node.family}.md)" if there else family.title
     improves = ", ".join(f"{{metric}}`{metric}`" for metric in node.improves)
-    return "\n".join([
-        "| | |", "|---|---|",
-        f"| **Level** | {node.level}, {chapter} |",
-        f"| **Kind** | {kind.title.lower()}: `{kind.contract}` |",
-        f"| **Meant to improve** | {improves} |",
-        f"| **Runs here** | {RUNS[node.runs]} |",
-        f"| **In the survey** | {ATTRIBUTION[node.attribution]} |",
-    ])  # fmt: skip
+    facts = {
+        "Level": f"{node.level}, {chapter}",
+        "Kind": f"{kind.title.lower()}: `{kind.contract}`",
+        "Meant to improve": improves,
+        "Runs here": RUNS[node.runs],
+        "In the survey": ATTRIBUTION[node.attribution],
+    }
+    rows = "\n".join(f"* - {name}\n  - {fact}" for name, fact in facts.items())
+    return f":::{{list-table}}\n:stub-columns: 1\n:width: 100%\n:widths: auto\n\n{rows}\n:::"
 
 
 def _when(node):
@@ -118,7 +119,9 @@ def charts_of(node, metrics, rows):
     chosen = []
     for metric in ranked:
         own = present[metric]
-        if metric in ("latency", "throughput") or len({row["value"] for row in own}) < 2 or metric in ("max_error",):
+        flat = len({row["value"] for row in own}) < 2
+        absent = metric != "speedup" and all(row["who"] != "self" for row in own)
+        if flat or absent or metric in ("latency", "throughput"):
             continue
         if metric == "speedup":
             call = "charts.ratio_strip(rows)"
@@ -151,11 +154,14 @@ def _figures(tx, node, rows):
         ]
     chosen = charts_of(node, tx.metrics, rows)
     setup = f'import taxonomy\nfrom taxonomy import charts\n\ntx = taxonomy.load()\nrows = tx.measurements("{node.id}")'
-    parts = ["## Its figures", _cell(setup, ["hide-input"])]
-    for metric, call in chosen:
+    parts = ["## Its figures"]
+    for number, (metric, call) in enumerate(chosen):
         entry = tx.metrics[metric]
         better = {"higher": "Higher is better.", "lower": "Lower is better."}.get(entry.direction, "")
-        parts += [f"**{entry.name}** ({{metric}}`{metric}`). {better}", _cell(call, ["hide-input"])]
+        parts += [
+            f"**{entry.name}** ({{metric}}`{metric}`). {better}",
+            _cell(call if number else f"{setup}\n{call}", ["hide-input"]),
+        ]
     parts.append(_all_figures(rows))
     return parts
 

@@ -57,7 +57,7 @@ def beside_peers(frame: pd.DataFrame, metric: str) -> alt.TopLevelMixin:
     x = alt.X("value:Q", scale=scale, axis=axis(metric, unit))
     chart = alt.layer(*_marks(rows, x, scale), data=data(rows, FIELDS)).properties(width=WIDTH, height=alt.Step(ROW))
     text = f"{metric.replace('_', ' ')} of {listed(row['contestant'] for row in rows)}, by variant and setting"
-    return finish(_by_workload(chart, rows, "y"), text, _table(rows, metric))
+    return finish(_by_workload(chart, rows, "x", "y"), text, _table(rows, metric))
 
 
 def ratio_strip(frame: pd.DataFrame, metric: str = "speedup") -> alt.TopLevelMixin:
@@ -292,11 +292,11 @@ def _tips(*fields: str) -> list[Any]:
     return [alt.Tooltip(f"{field}:{'Q' if field == 'x' else 'N'}", title=titles[field]) for field in fields]
 
 
-def _by_workload(chart: Any, rows: Sequence[Row], independent: str) -> Any:
-    """One panel a workload, below each other."""
+def _by_workload(chart: Any, rows: Sequence[Row], *independent: str) -> Any:
+    """One panel a workload, below each other, with scales of its own where they would hide what differs."""
     import altair as alt
 
     if len({row["workload"] for row in rows}) == 1:
         return chart
     panels = chart.facet(facet=alt.Facet("workload:N", title=None), columns=1, spacing=18)
-    return panels.resolve_scale(**{independent: "independent"})
+    return panels.resolve_scale(**dict.fromkeys(independent, "independent"))

@@ -68,7 +68,9 @@ def influence_graph(tx: Taxonomy, technique: str | None = None) -> alt.TopLevelM
         ],
     }
     text = f"{len(edges)} influences between techniques of the three levels; the table below lists them"
-    return finish(chart, text, table, least=560)
+    names = [[tx[name].name for name, (x, _) in place.items() if x == column] for column in range(len(LEVELS))]
+    room = 24 + 7 * sum(max(map(len, column), default=8) for column in names)
+    return finish(chart, text, table, least=min(560, room))
 
 
 def _edges(edges: Sequence[Any], place: Place, axes: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -126,5 +126,6 @@ def finish(
             orient="bottom", direction="horizontal", columns=2, labelLimit=220, symbolStrokeWidth=2, symbolOpacity=1,
             titleFontWeight="normal", **words,
         )
+        .configure_title(fontSize=13, color=NEUTRAL, anchor="start", fontWeight="bold")
         .configure_header(labelFontSize=13, labelColor=NEUTRAL, title=None, labelAnchor="start", labelFontWeight="bold")
     )  # fmt: skip

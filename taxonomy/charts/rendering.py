@@ -62,9 +62,13 @@ def figure(spec: Mapping[str, Any]) -> str:
 
 
 def _quiet(svg: str) -> str:
-    """Leave out what a screen reader would read mark by mark: the description says it, and links stay reachable."""
-    svg = re.sub(r' (?:aria-[a-z]+|role)="[^"]*"', "", svg)
-    return svg.replace("<svg ", '<svg focusable="false" ', 1)
+    """Leave out what a screen reader would read mark by mark (the description says it), and what is there twice."""
+    svg = re.sub(r' (?:aria-[a-z]+|role|pointer-events)="[^"]*"| opacity="1"', "", svg)
+    svg = re.sub(r'<path class="(?:back|fore)ground"[^>]*/>', "", svg)
+    families = dict.fromkeys(re.findall(r' font-family="[^"]*"', svg))
+    for family in families:
+        svg = svg.replace(family, "")
+    return svg.replace("<svg ", f'<svg focusable="false"{next(iter(families), "")} ', 1)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

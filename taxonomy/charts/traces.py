@@ -100,12 +100,12 @@ def trace(finding: Finding, along: str = "strength") -> alt.TopLevelMixin:
         root = alt.Chart(data([dict(zip(("x", "left", "right"), finding.crossover, strict=True))]))
         layers.append(root.mark_rect(opacity=0.2, color=PALETTE["purple"]).encode(x="left:Q", x2="right:Q"))
         layers.append(root.mark_rule(strokeWidth=2, strokeDash=[2, 2], color=PALETTE["purple"]).encode(x="x:Q"))
-    chart = alt.layer(*layers).properties(width=WIDTH, height=240)
+    where = ", ".join(part for part in (finding.workload, finding.setting) if part)
+    chart = alt.layer(*layers).properties(width=WIDTH, height=240, title=where)
     table = {
         "columns": [along, "effect", "vote", "n"],
         "rows": [[f"{row['x']:g}", row["text"], row["vote"], str(row["n"])] for row in rows],
     }
-    where = ", ".join(part for part in (finding.workload, finding.setting) if part)
     text = f"{finding.influence.replace('--', ' on ')}, {where}: {named} along {along}; {finding.because}"
     return finish(chart, text, table)
 
@@ -124,12 +124,14 @@ def effects(findings: Sequence[Finding]) -> alt.TopLevelMixin:
         raise ValueError("no finding to draw")
     rows = []
     for finding in findings:
-        where = ", ".join(part for part in (finding.workload, finding.setting) if part)
+        named = finding.metric.replace("_", " ")
+        if len({other.metric for other in findings}) < len(findings):
+            named += ": " + ", ".join(part for part in (finding.workload, finding.setting) if part)
         for point in finding.points:
             row = _row(point, finding.metric)
             if finding.metric == "accuracy":  # points of accuracy on an axis of ratios: one plus the gain
                 row.update({name: 1 + row[name] for name in ("value", "low", "high")})
-            rows.append({**row, "label": f"{finding.metric.replace('_', ' ')}: {where}"})
+            rows.append({**row, "label": named})
     colour, shape = _votes()
     scale = times_scale(rows)
     base = alt.Chart(data(rows)).encode(y=lines(list(dict.fromkeys(row["label"] for row in rows))))
@@ -169,7 +171,7 @@ def _text(point: Point, metric: str) -> str:
 def _votes() -> tuple[Any, Any]:
     import altair as alt
 
-    legend = alt.Legend(title=None, columns=4, labelExpr=WORDED)
+    legend = alt.Legend(title=None, columns=2, labelExpr=WORDED)
     return (
         alt.Color("vote:N", scale=alt.Scale(domain=list(VOTES), range=list(VOTES.values())), legend=legend),
         alt.Shape("vote:N", scale=alt.Scale(domain=list(MARKS), range=list(MARKS.values())), legend=legend),
