@@ -147,7 +147,8 @@ def crossover(strengths: Sequence[float], curves: Sequence[Sequence[float]]) -> 
 
     Examples
     --------
-    >>> crossover([0.1, 10.0], [[1.0, -1.0], [2.0, -2.0]])
+    >>> root, low, high = crossover([0.1, 10.0], [[1.0, -1.0], [2.0, -2.0]])
+    >>> round(root, 6), round(low, 6), round(high, 6)
     (1.0, 1.0, 1.0)
     """
     roots = []
