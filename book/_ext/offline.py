@@ -11,6 +11,7 @@ from pathlib import Path
 
 EXTRA = Path(__file__).resolve().parents[1] / "_extra"
 VEGA = "vendor/vega/vega.js"
+THEBE = re.compile(r'<script type="text/x-thebe-config">.*?</script>', re.S)
 PRELOAD = re.compile(r'<link rel="preload" as="font"[^>]*>\n?')
 
 
@@ -53,6 +54,7 @@ def drop_thebe(app, pagename, templatename, context, doctree):
 
     for files in ("script_files", "css_files"):
         context[files] = [asset for asset in context.get(files, []) if not is_thebe(asset)]
+    context["body"] = THEBE.sub("", context.get("body", ""))
 
 
 def setup(app):

@@ -12,8 +12,9 @@ from pathlib import Path
 
 BOOK = Path(__file__).resolve().parents[1]
 MOST_CHARTS = 6
+MOST_LINES = 4
 ALONG = ("density", "bits", "threshold", "rate", "ratio", "size", "rank")
-"""Strengths first; else whichever number takes at least four values."""
+"""Strengths first; else whichever number the figures can be drawn along."""
 
 ATTRIBUTION = {
     "survey-text": "the survey treats it",
@@ -134,14 +135,17 @@ def charts_of(node, metrics, rows):
 
 
 def _strength(rows):
-    values = {}
-    for row in rows:
-        if row["who"] == "self":
-            for name, value in {**row["parameters"], **row["conditions"]}.items():
-                if isinstance(value, (int, float)) and not isinstance(value, bool):
-                    values.setdefault(name, set()).add(value)
-    for name in (*ALONG, *values):
-        if len(values.get(name, ())) >= 4:
+    """The number along which a technique's figures make a few lines of at least four points; None if there is none."""
+    own = [({**row["parameters"], **row["conditions"]}, row["workload"]) for row in rows if row["who"] == "self"]
+    names = dict.fromkeys(name for stands, _ in own for name in stands)
+    for name in dict.fromkeys([*ALONG, *names]):
+        lines = {}
+        for stands, workload in own:
+            value = stands.get(name)
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                others = tuple((other, str(stands[other])) for other in sorted(stands) if other != name)
+                lines.setdefault((workload, others), set()).add(value)
+        if lines and len({others for _, others in lines}) <= MOST_LINES and min(map(len, lines.values())) >= 4:
             return name
     return None
 

@@ -49,7 +49,7 @@ class Named(SphinxRole):
                 text, target = short(tx.references[key]), f"references.html#ref-{key}"
             elif self.name == "metric":
                 key = tx.metric(key)
-                text, target = tx.metrics[key].name.lower(), f"metrics.html#metric-{key}"
+                text, target = tx.metrics[key].name.lower(), f"metrics.html#metric-{key.replace('_', '-')}"
             else:
                 text, target = tx[key].name, f"{tx[key].address}.html"
         except KeyError as error:

@@ -9,7 +9,8 @@ IGNORED = ("[PST]", "[togglebutton]")
 
 @pytest.fixture(scope="module")
 def addresses(site):
-    return [path.as_uri() for path in sorted(site.rglob("*.html")) if not {"vendor", "_static"} & set(path.parts)]
+    pages = [path for path in sorted(site.rglob("*.html")) if not {"vendor", "_static"} & set(path.parts)]
+    return [path.as_uri() for path in pages if 'http-equiv="Refresh"' not in path.read_text("utf-8")]
 
 
 def visit(browser, addresses, width, scheme):
