@@ -1,4 +1,4 @@
-"""The taxonomy as files that other programs read: JSON, GraphML, CSV, JSON Schema."""
+"""The taxonomy as files that other programs read: JSON, GraphML, CSV, JSON Schema, and its graph as a picture."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def as_data(tx: Taxonomy) -> dict[str, Any]:
 
 
 def export(tx: Taxonomy, folder: str | Path) -> list[Path]:
-    """Write `taxonomy.json`, `graph.graphml`, `measurements.csv` and `technique.schema.json` into a folder.
+    """Write `taxonomy.json`, `graph.graphml`, `measurements.csv`, `technique.schema.json` and `influences.svg`.
 
     Returns
     -------
@@ -41,14 +41,18 @@ def export(tx: Taxonomy, folder: str | Path) -> list[Path]:
     """
     import networkx
 
+    from taxonomy.charts import influence_graph
+    from taxonomy.charts.rendering import picture
     from taxonomy.schema import json_schema
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / n for n in ("taxonomy.json", "graph.graphml", "measurements.csv", "technique.schema.json")]
+    names = ("taxonomy.json", "graph.graphml", "measurements.csv", "technique.schema.json", "influences.svg")
+    paths = [folder / name for name in names]
     paths[0].write_text(json.dumps(as_data(tx), indent=1, ensure_ascii=False) + "\n", "utf-8")
     networkx.write_graphml(tx.graph, paths[1])
     frame = tx.measurements().drop(columns=["parameters", "conditions"])
     frame.to_csv(paths[2], index=False)
     paths[3].write_text(json.dumps(json_schema(), indent=1) + "\n", "utf-8")
+    paths[4].write_text(picture(influence_graph(tx).to_dict()) + "\n", "utf-8")
     return paths

@@ -268,7 +268,8 @@ def _contestants(rows: Sequence[Row]) -> tuple[Any, Any]:
     coloured = [name for name in names if name not in grey]
     colours = [PALETTE["grey"] if n in grey else bright[coloured.index(n) % len(bright)] for n in names]
     shapes = [SHAPES[i % len(SHAPES)] for i in range(len(names))]
-    legend = alt.Legend(title=None) if len(names) > 1 or rows[0]["who"] != "self" else None
+    columns = 1 if max(map(len, names)) > 20 else 2  # what a phone is wide
+    legend = alt.Legend(title=None, columns=columns) if len(names) > 1 or rows[0]["who"] != "self" else None
     return (
         alt.Color("contestant:N", sort=names, scale=alt.Scale(domain=names, range=colours), legend=legend),
         alt.Shape("contestant:N", sort=names, scale=alt.Scale(domain=names, range=shapes), legend=legend),

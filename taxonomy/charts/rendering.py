@@ -71,6 +71,15 @@ def _quiet(svg: str) -> str:
     return svg.replace("<svg ", f'<svg focusable="false"{next(iter(families), "")} ', 1)
 
 
+def picture(spec: Mapping[str, Any]) -> str:
+    """A chart as a static SVG on a white ground, for where no page gives it one."""
+    import vl_convert
+
+    plain = {name: value for name, value in spec.items() if name != "usermeta"}
+    text = json.dumps({**plain, "background": "white"}, sort_keys=True)
+    return vl_convert.vegalite_to_svg(text, vl_version="6.4").replace(OUTSIDE, "").replace("currentColor", "#222")
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """An HTML table that scrolls by itself where the screen is narrow; a cell may be `(text, link)`.
 
