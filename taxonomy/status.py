@@ -31,10 +31,11 @@ def status(tx: Taxonomy) -> dict[str, Any]:
     for node in tx:
         row = levels[node.level]
         row["techniques"] += 1
-        row["implemented"] += _implemented(node)
+        broken = _broken(node)
+        row["implemented"] += broken is None
         stale = sum(is_stale(tx, node, record, state) for record in stores.reference.records(node.address))
         row["stale"] += bool(stale)
-        problems = complaints(tx, node)
+        problems = [broken] if broken else complaints(tx, node)
         row["measured"] += not problems
         if problems:
             missing[node.id] = problems
@@ -55,12 +56,13 @@ def status(tx: Taxonomy) -> dict[str, Any]:
     }
 
 
-def _implemented(node: Any) -> bool:
+def _broken(node: Any) -> str | None:
+    """Why the implementation cannot be had, where it cannot: one broken technique must not hide the others."""
     try:
         node.reference()
-    except Exception:
-        return False
-    return True
+    except Exception as error:
+        return f"implementation: {type(error).__name__}: {error}"
+    return None
 
 
 def complaints(tx: Taxonomy, node: Any) -> list[str]:
