@@ -35,7 +35,14 @@ def test_pages_are_written_once(tmp_path, monkeypatch):
 
 def test_a_chart_is_drawn_where_figures_differ():
     def row(value, density=0.1, metric="accuracy"):
-        return {"metric": metric, "value": value, "who": "self", "parameters": {"density": density}, "conditions": {}}
+        return {
+            "metric": metric,
+            "value": value,
+            "who": "self",
+            "workload": "w",
+            "parameters": {"density": density},
+            "conditions": {},
+        }
 
     class Node:
         improves = ("parameters",)
