@@ -8,7 +8,7 @@ carries its figures as a table. A record taken on the reader's machine is drawn 
 from taxonomy.charts.figures import beside_peers, curve, ratio_strip, trade_off
 from taxonomy.charts.graph import influence_graph
 from taxonomy.charts.matrix import taxonomy_matrix
-from taxonomy.charts.traces import effects, trace
+from taxonomy.charts.traces import effects, findings_table, trace
 
 __all__ = [
     "beside_peers", "curve", "effects", "influence_graph", "ratio_strip", "taxonomy_matrix", "trace", "trade_off",

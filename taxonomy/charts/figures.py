@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -200,11 +201,28 @@ def _label(rows: Sequence[Row], without: Iterable[str] = ()) -> None:
     varying = [n for n in names if n not in without and len({str(row["stands"].get(n)) for row in rows}) > 1]
     for row in rows:
         parts = [(name, row["stands"][name]) for name in varying if name in row["stands"]]
-        row["label"] = ", ".join(v if isinstance(v, str) else f"{name} {_plain(v)}" for name, v in parts) or "all"
+        words = [value for _, value in parts if isinstance(value, str)]
+        sizes: dict[tuple[type, str], list[str]] = {}  # names of equal numbers are said together: k=m=n 512
+        for name, value in parts:
+            if not isinstance(value, str):
+                sizes.setdefault((type(value), _plain(value)), []).append(name)
+        words += [f"{'='.join(names)} {size}" for (_, size), names in sizes.items()]
+        row["label"] = ", ".join(words) or "all"
 
 
 def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _natural(label: str) -> list[Any]:
+    """Sort numbers within words by their size.
+
+    Examples
+    --------
+    >>> sorted(["n 1024", "n 64", "density 0.1", "density 0.05"], key=_natural)
+    ['density 0.05', 'density 0.1', 'n 64', 'n 1024']
+    """
+    return [float(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+\.?\d*(?:e[+-]?\d+)?)", label))]
 
 
 def _wide(values: Sequence[float], unit: str) -> bool:
@@ -249,7 +267,7 @@ def _marks(rows: Sequence[Row], x: Any, scale: Any) -> list[Any]:
     import altair as alt
 
     colour, shape = _contestants(rows)
-    order = list(dict.fromkeys(row["label"] for row in rows))
+    order = sorted({row["label"] for row in rows}, key=_natural)
     base = alt.Chart().encode(y=lines(order))
     spread = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", scale=scale), x2="high:Q", color=colour)
     marks = base.mark_point(filled=True, size=80, opacity=1).encode(

@@ -23,6 +23,7 @@ from taxonomy.quantity import interval
 if TYPE_CHECKING:
     import altair as alt
 
+    from taxonomy.schema import Influence
     from taxonomy.verdict import Finding, Point
 
 __all__ = ["effect", "effects", "trace"]
@@ -45,6 +46,28 @@ def effect(finding: Finding | None) -> str:
     if finding is None:
         return "—"
     return _text(max(finding.points, key=lambda point: abs(point.c)), finding.metric)
+
+
+def findings_table(edges: Sequence[Influence]) -> str:
+    """Every finding of these edges as an HTML table; q is the p-value adjusted for there being many of them.
+
+    p is that of the hypothesis that no point of the trace lies beyond the smallest effect; q controls the share of
+    false discoveries over the whole table (Benjamini and Hochberg, 1995).
+    """
+    from taxonomy.charts.rendering import table
+    from taxonomy.statistics import benjamini_hochberg
+
+    pairs = [(edge, finding) for edge in edges for finding in edge.findings]
+    adjusted = benjamini_hochberg([finding.p for _, finding in pairs])
+    columns = ("influence", "workload", "conditions", "metric", "claimed", "largest effect", "verdict", "q")
+    rows = []
+    for (edge, finding), q in zip(pairs, adjusted, strict=True):
+        verdict = finding.verdict + (", by construction" if finding.by_construction else "")
+        rows.append((
+            edge.id.replace("--", " → "), finding.workload, finding.setting, finding.metric.replace("_", " "), edge.sign,
+            effect(finding), verdict, "< 0.001" if q < 0.001 else f"{q:.2g}",
+        ))  # fmt: skip
+    return table(columns, rows)
 
 
 def trace(finding: Finding, along: str = "strength") -> alt.TopLevelMixin:
