@@ -11,5 +11,6 @@ from taxonomy.charts.matrix import taxonomy_matrix
 from taxonomy.charts.traces import effects, findings_table, trace
 
 __all__ = [
-    "beside_peers", "curve", "effects", "influence_graph", "ratio_strip", "taxonomy_matrix", "trace", "trade_off",
+    "beside_peers", "curve", "effects", "findings_table", "influence_graph", "ratio_strip", "taxonomy_matrix", "trace",
+    "trade_off",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["enable", "figure", "table"]
+__all__ = ["enable", "figure", "picture", "table"]
 
 OUTSIDE = "https://vega.github.io/vega-datasets/"
 """vl-convert resolves relative links against this host; they are the book's own."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from taxonomy.schema import Influence
     from taxonomy.verdict import Finding, Point
 
-__all__ = ["effect", "effects", "trace"]
+__all__ = ["effect", "effects", "findings_table", "trace"]
 
 VOTES = {"+": PALETTE["blue"], "-": PALETTE["vermilion"], "0": PALETTE["grey"], "?": PALETTE["ochre"]}
 MARKS = dict(zip(VOTES, ("triangle-up", "triangle-down", "circle", "diamond"), strict=True))
@@ -64,8 +64,8 @@ def findings_table(edges: Sequence[Influence]) -> str:
     for (edge, finding), q in zip(pairs, adjusted, strict=True):
         verdict = finding.verdict + (", by construction" if finding.by_construction else "")
         rows.append((
-            edge.id.replace("--", " → "), finding.workload, finding.setting, finding.metric.replace("_", " "), edge.sign,
-            effect(finding), verdict, "< 0.001" if q < 0.001 else f"{q:.2g}",
+            edge.id.replace("--", " → "), finding.workload, finding.setting, finding.metric.replace("_", " "),
+            edge.sign, effect(finding), verdict, "< 0.001" if q < 0.001 else f"{q:.2g}",
         ))  # fmt: skip
     return table(columns, rows)
 

@@ -199,3 +199,16 @@ def test_the_first_colours_differ_for_the_colour_blind(kind):
 
     for one, other in itertools.combinations(("blue", "vermilion", "grey"), 2):
         assert np.linalg.norm(lab(look.PALETTE[one]) - lab(look.PALETTE[other])) > 20, (one, other)
+
+
+def test_the_table_of_findings_adjusts_for_their_number():
+    import taxonomy
+    from taxonomy.charts import findings_table
+
+    edges = taxonomy.load().influences()
+    html = findings_table(edges)
+    findings = [finding for edge in edges for finding in edge.findings]
+    assert len(re.findall("<tr>", html)) == len(findings) + 1
+    shown = [0.0005 if "&lt;" in q else float(q) for q in re.findall(r"<td>(&lt; 0\.001|[\d.e-]+)</td></tr>", html)]
+    assert len(shown) == len(findings)
+    assert all(q >= min(f.p, 0.0005) - 1e-9 for q, f in zip(shown, findings, strict=True))
