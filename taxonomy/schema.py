@@ -56,6 +56,7 @@ class Technique(Node):
     workloads: tuple[Identifier, ...] | None = Field(None, description="where it is measured; the kind's own if absent")
     settings: dict[str, Any] = Field(default_factory=dict, description="conditions of measurement, not parameters")
     unfit: dict[Identifier, str] = Field(default_factory=dict, description="workload: why it cannot be measured there")
+    budget: str | None = Field(None, description="why measuring it takes more than 160 core-seconds, where it does")
     use_when: str
     avoid_when: str
     example: str = Field(description="Python that shows it at work; runs on its page")
