@@ -167,7 +167,7 @@ def _measure(tx: Any, options: argparse.Namespace) -> int:
         print(line, file=sys.stderr, flush=True)
 
     taken = runner.run(tx, left, store, options.workers, report_line)
-    _print(options, {"measured": taken, "store": str(store.name)}, f"{taken} records measured" if taken else
+    _print(options, {"measured": taken, "store": str(store.name)}, f"{taken} record{'s' * (taken != 1)} measured" if taken else
            "nothing to measure: every record is there and fresh")  # fmt: skip
     return 0
 
