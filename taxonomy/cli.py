@@ -167,8 +167,9 @@ def _measure(tx: Any, options: argparse.Namespace) -> int:
         print(line, file=sys.stderr, flush=True)
 
     taken = runner.run(tx, left, store, options.workers, report_line)
-    _print(options, {"measured": taken, "store": str(store.name)}, f"{taken} record{'s' * (taken != 1)} measured" if taken else
-           "nothing to measure: every record is there and fresh")  # fmt: skip
+    plural = "s" * (taken != 1)
+    text = f"{taken} record{plural} measured" if taken else "nothing to measure: every record is there and fresh"
+    _print(options, {"measured": taken, "store": store.name}, text)
     return 0
 
 
