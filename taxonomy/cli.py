@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--plan", action="store_true", help="say what it would take, and do nothing")
     measure.add_argument("--reference", action="store_true", help="write the committed store")
     measure.add_argument("--reverify", action="store_true", help="repeat one stale quality record of each, and stamp")
+    measure.add_argument("--only", choices=("quality", "timing"), help="timing wants a machine with nothing else to do")
     measure.add_argument("--workers", type=int, default=2)
     progress = command("status", _status, "how far the book is")
     progress.add_argument("--check", action="store_true", help="exit with 1 unless all is measured and fresh")
@@ -161,7 +162,8 @@ def _measure(tx: Any, options: argparse.Namespace) -> int:
         text = f"{_table(lines)}\nabout {total:.0f} core-seconds in all" if rows else "nothing to measure"
         _print(options, rows, text)
         return 0
-    left = runner.pending(tx, runner.jobs(tx, options.ids or None), *runner.covering(store))
+    owed = (job for job in runner.jobs(tx, options.ids or None) if options.only in (None, job.kind))
+    left = runner.pending(tx, owed, *runner.covering(store))
 
     def report_line(line: str) -> None:
         print(line, file=sys.stderr, flush=True)

@@ -1,16 +1,21 @@
 """What every number format can do: round real numbers to its grid, and turn them into codes and back.
 
 A format is a finite set of numbers, its *grid*, and a rule that sends every real number to one of them. A subclass says
-that rule for contiguous chunks; shapes, layouts, tensors and refusals are dealt with once, here.
+that rule for contiguous chunks; shapes, layouts, tensors, threads and refusals are dealt with once, here.
+
+A format may have scales, by which its grid is stretched. `fit(x)` fixes them for `x`; a format that was not fitted is
+fitted to each array that it is given.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numba import njit
@@ -18,6 +23,9 @@ from numba import njit
 from kernels.arrays import as_array, describe, is_tensor, like
 
 __all__ = ["Encoded", "NumberFormat"]
+
+PIECE = 4096
+"""Threads divide an array at multiples of this many elements: a page of memory at the least."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +63,7 @@ class NumberFormat(ABC):
         """The smallest unsigned integer type that holds a code."""
         return np.uint8 if self.bits <= 8 else np.uint16 if self.bits <= 16 else np.uint32
 
-    def round(self, x: Any, out: Any = None) -> Any:
+    def round(self, x: Any, out: Any = None, *, threads: int = 1) -> Any:
         """Replace every number by the one of the grid that the format's rule chooses, once and without a detour.
 
         Parameters
@@ -64,6 +72,8 @@ class NumberFormat(ABC):
             Integers are refused, since the reader should say which float type is meant.
         out : ndarray or torch.Tensor, optional
             Where the result goes: the same shape, of type `dtype`. It may be `x`.
+        threads : int
+            How many share the work where both arrays are contiguous; the result does not depend on it.
 
         Returns
         -------
@@ -75,7 +85,7 @@ class NumberFormat(ABC):
         TypeError
             If `x` is not floats, or `out` is no array of type `dtype`.
         ValueError
-            If `out` has another shape than `x`.
+            If `out` has another shape than `x`, or `threads` is not positive.
         """
         source = _floats(x)
         if out is None:
@@ -88,27 +98,28 @@ class NumberFormat(ABC):
                 raise TypeError(f"out: expected dtype {np.dtype(self.dtype)}, got {describe(out)}")
             if target.shape != source.shape:
                 raise ValueError(f"out: expected the shape of x, {source.shape}, got {describe(out)}")
-        for numbers, rounded in self._chunks(source, target):
-            self._round(numbers, rounded)
+        self._fitted(source)._over(source, target, "_round", threads)
         return like(target, x) if out is None else out
 
-    def encode(self, x: Any) -> Encoded:
+    def encode(self, x: Any, *, threads: int = 1) -> Encoded:
         """Round as `round` does, and keep codes in place of values.
 
         Parameters
         ----------
         x : array_like or torch.Tensor of floats, any shape
+        threads : int
+            As for `round`.
 
         Returns
         -------
         Encoded
-            Codes in numpy arrays, of the shape of `x`.
+            Codes in numpy arrays, of the shape of `x`, and the scales of a format that has them.
         """
         source = _floats(x)
+        own = self._fitted(source)
         codes = np.empty(source.shape, self.code_dtype)
-        for numbers, chunk in self._chunks(source, codes):
-            self._encode(numbers, chunk)
-        return Encoded(codes, None, source.shape)
+        own._over(source, codes, "_encode", threads)
+        return Encoded(codes, own._scales(), source.shape)
 
     def decode(self, encoded: Encoded) -> np.ndarray:
         """The numbers that codes stand for: ``decode(encode(x))`` equals ``round(x)``.
@@ -130,12 +141,17 @@ class NumberFormat(ABC):
         if codes.size and int(codes.max()) >> self.bits:
             raise ValueError(f"encoded: expected codes below 2^{self.bits}, got {int(codes.max())}")
         out = np.empty(shape, self.dtype)
-        self._decode(np.ascontiguousarray(codes).reshape(-1), out.reshape(-1))
+        own = self if encoded.scales is None else self._scaled(encoded.scales)
+        own._decode(np.ascontiguousarray(codes).reshape(-1), out.reshape(-1))
         return out
 
-    def fit(self, x: Any) -> NumberFormat:
+    def fit(self, x: Any) -> Self:
         """The format with its scales chosen for `x`; a format without scales is its own fit."""
         _floats(x)
+        return self
+
+    def for_activations(self) -> NumberFormat:
+        """What stands for the format where numbers change from call to call: without scales of single channels."""
         return self
 
     def stored_bits(self, shape: tuple[int, ...]) -> int:
@@ -150,17 +166,54 @@ class NumberFormat(ABC):
         values = self.decode(Encoded(codes, None, codes.shape))
         return np.unique(values[np.isfinite(values)].astype(np.float64)) + 0.0  # -0 and 0 are one value
 
-    @abstractmethod
-    def _round(self, numbers: np.ndarray, out: np.ndarray) -> None:
-        """Round a contiguous chunk of type `dtype` into another."""
+    def _fitted(self, x: np.ndarray) -> NumberFormat:
+        """The format with scales: itself where it has none or they are fixed, else fitted to `x`."""
+        return self
+
+    def _scales(self) -> np.ndarray | None:
+        """The scales that were fixed, as they are kept beside codes."""
+        return None
+
+    def _scaled(self, scales: np.ndarray) -> NumberFormat:
+        """The format with these scales fixed."""
+        raise ValueError(f"encoded: expected no scales, {self} has none")
 
     @abstractmethod
-    def _encode(self, numbers: np.ndarray, codes: np.ndarray) -> None:
+    def _round(self, numbers: np.ndarray, out: np.ndarray, first: int) -> None:
+        """Round a contiguous chunk of type `dtype` into another; `first` is its first element's place in memory order.
+
+        It runs beside itself in other threads: its loops are compiled with ``nogil=True``.
+        """
+
+    @abstractmethod
+    def _encode(self, numbers: np.ndarray, codes: np.ndarray, first: int) -> None:
         """Encode a contiguous chunk of type `dtype`."""
 
     @abstractmethod
     def _decode(self, codes: np.ndarray, out: np.ndarray) -> None:
         """Decode a contiguous chunk of codes."""
+
+    def _over(self, source: np.ndarray, target: np.ndarray, work: str, threads: int) -> None:
+        """Do `work`, `_round` or `_encode`, chunk by chunk; in pieces of equal size where threads can share them."""
+        if not (isinstance(threads, int) and threads >= 1):
+            raise ValueError(f"threads: expected a positive integer, got {threads!r}")
+
+        def run(piece: np.ndarray, into: np.ndarray, first: int) -> None:
+            for numbers, out in self._chunks(piece, into):
+                getattr(self, work)(numbers, out, first)
+                first += numbers.size
+
+        size = -(-source.size // (threads * PIECE)) * PIECE
+        if threads > 1 and source.size > size and source.flags.c_contiguous and target.flags.c_contiguous:
+            flat, into = source.reshape(-1), target.reshape(-1)
+            starts = range(0, source.size, size)
+
+            def each(start: int) -> None:
+                run(flat[start : start + size], into[start : start + size], start)
+
+            list(_pool(threads).map(each, starts))
+        else:
+            run(source, target, 0)
 
     def _chunks(self, source: np.ndarray, target: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Pairs of contiguous 1-D views that cover both arrays in memory order; only what must be is copied, in pieces.
@@ -192,6 +245,11 @@ class NumberFormat(ABC):
                 yield numbers, out
 
 
+@lru_cache(maxsize=4)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads)
+
+
 def _floats(x: Any) -> np.ndarray:
     array = as_array(x, "x")
     if array.dtype.type not in (np.float16, np.float32, np.float64):
@@ -199,7 +257,7 @@ def _floats(x: Any) -> np.ndarray:
     return array
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _round_to_odd(x, out):
     """Float64 to float32; an inexact number goes to its neighbour whose last bit is one."""
     pattern = out.view(np.int32)

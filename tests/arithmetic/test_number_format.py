@@ -174,3 +174,18 @@ def test_every_16_bit_float_type_is_taken():
     np.testing.assert_array_equal(Posit(16, 2).round(x), Posit(16, 2).round(x.astype(np.float64)))
     brain = np.arange(2**16, dtype=np.uint16).view(ml_dtypes.bfloat16).astype(np.float32)
     np.testing.assert_array_equal(BFloat16().round(brain), brain)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 7])
+@pytest.mark.parametrize("size", [0, 1, 4096, 4097, 100_003])
+def test_threads_change_nothing(threads, size):
+    x = np.random.default_rng(0).standard_normal(size, np.float32)
+    number_format = BFloat16()
+    np.testing.assert_array_equal(number_format.round(x, threads=threads), number_format.round(x))
+    np.testing.assert_array_equal(number_format.encode(x, threads=threads).codes, number_format.encode(x).codes)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5])
+def test_threads_are_a_positive_integer(threads):
+    with pytest.raises(ValueError, match="threads: expected a positive integer"):
+        BFloat16().round(np.zeros(3, np.float32), threads=threads)

@@ -129,10 +129,10 @@ class Posit(NumberFormat):
         fits = self.bits - 3 - self.es <= 21 and (self.bits - 2) << self.es <= 126
         return np.float32 if fits else np.float64
 
-    def _round(self, numbers: np.ndarray, out: np.ndarray) -> None:
+    def _round(self, numbers: np.ndarray, out: np.ndarray, first: int) -> None:
         _round(_patterns(numbers), _patterns(out), self.bits, self.es)
 
-    def _encode(self, numbers: np.ndarray, codes: np.ndarray) -> None:
+    def _encode(self, numbers: np.ndarray, codes: np.ndarray, first: int) -> None:
         _encode(_patterns(numbers), codes, self.bits, self.es)
 
     def _decode(self, codes: np.ndarray, out: np.ndarray) -> None:
@@ -143,10 +143,10 @@ def _patterns(x: np.ndarray) -> np.ndarray:
     return x.view(np.int32 if x.dtype == np.float32 else np.int64)
 
 
-_posit_value = njit(cache=True)(posit_value)
+_posit_value = njit(cache=True, nogil=True)(posit_value)
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _decode(codes, out, bits, es):
     for i in range(codes.size):
         out[i] = _posit_value(np.int64(codes[i]), bits, es)
@@ -159,7 +159,7 @@ def _decode(codes, out, bits, es):
 # What is shifted or compared is cast to the pattern's own width first, or half the lanes of a register would be lost.
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _layout(pattern):
     """Of floats with such patterns: mantissa bits, the sign's mask, infinity and the exponent's bias."""
     mantissa = 23 if width(pattern) == 32 else 52
@@ -169,7 +169,7 @@ def _layout(pattern):
     return mantissa, sign, infinity, bias
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _nearest(p, bits, unit):
     """The pattern, bias removed, of the posit nearest to a positive float; `unit` bits of it stand below the regime."""
     smallest = shift_left(cast(2 - bits, p), unit)
@@ -186,7 +186,7 @@ def _nearest(p, bits, unit):
     return cast((p + (step >> 1) - 1 + last) & -step, p)
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _round(source, target, bits, es):
     mantissa, sign, infinity, bias = _layout(source.dtype.type(0))
     nan = infinity | (infinity >> 1)
@@ -197,7 +197,7 @@ def _round(source, target, bits, es):
         target[i] = rounded if magnitude < infinity else nan
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _encode(source, codes, bits, es):
     mantissa, sign, infinity, bias = _layout(source.dtype.type(0))
     unit = mantissa + es

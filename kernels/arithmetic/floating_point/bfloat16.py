@@ -90,17 +90,17 @@ class BFloat16(NumberFormat):
         """What is added before bits are dropped: less than half a step, and the kept part's last bit, or nothing."""
         return (0x7FFF, 1) if self.rounding == "nearest-even" else (0, 0)
 
-    def _round(self, numbers: np.ndarray, out: np.ndarray) -> None:
+    def _round(self, numbers: np.ndarray, out: np.ndarray, first: int) -> None:
         _round(numbers.view(np.uint32), out.view(np.uint32), *self._increment)
 
-    def _encode(self, numbers: np.ndarray, codes: np.ndarray) -> None:
+    def _encode(self, numbers: np.ndarray, codes: np.ndarray, first: int) -> None:
         _encode(numbers.view(np.uint32), codes, *self._increment)
 
     def _decode(self, codes: np.ndarray, out: np.ndarray) -> None:
         np.left_shift(codes, np.uint32(16), out=out.view(np.uint32), dtype=np.uint32)
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _rounded(pattern, half, last):
     """The pattern of a float32, its lower half rounded away: a carry into the exponent is what it should be."""
     quiet = np.uint32((pattern | 0x00400000) & 0xFFFF0000)
@@ -108,13 +108,13 @@ def _rounded(pattern, half, last):
     return quiet if np.uint32(pattern & 0x7FFFFFFF) > np.uint32(0x7F800000) else rounded
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _round(patterns, out, half, last):
     for i in range(patterns.size):
         out[i] = _rounded(patterns[i], half, last)
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _encode(patterns, codes, half, last):
     for i in range(patterns.size):
         codes[i] = _rounded(patterns[i], half, last) >> 16
