@@ -18,35 +18,115 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Built", "OperatorLayer", "Stack", "bind", "fold", "round_layers"]
+__all__ = ["Built", "OperatorLayer", "Stack", "bind", "fold", "operate", "round_layers"]
 
 JOINS = ("transform", "number-format", "operator", "cost-model", "fault", "codec")
 CALIBRATION = 256
+FITTING_ROWS = 4096
+"""Rows of a layer's inputs that an operator is fitted on at most, spread evenly over those there are."""
 
 
 class OperatorLayer(nn.Module):
-    """A linear or convolution layer computed by an operator of the house, its weight prepared once."""
+    """A linear or convolution layer computed by an operator of the house, its weight prepared once.
 
-    def __init__(self, op: Any, layer: nn.Linear | nn.Conv2d):
+    A convolution goes to the operator's own `conv2d`, or, where it has none, to its `matmul` as a product of patches.
+
+    Parameters
+    ----------
+    op : operator
+    layer : nn.Linear or nn.Conv2d
+    inputs : Tensor, optional
+        What the layer is given for some items: an operator with a `fit` is fitted to the weight and to these, as a
+        matrix (k, n) and rows (items, k) of float32; of a convolution in groups, group by group.
+    """
+
+    def __init__(self, op: Any, layer: nn.Linear | nn.Conv2d, inputs: Tensor | None = None):
         super().__init__()
         self.op, self.bias = op, layer.bias
         weight = layer.weight.detach()
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, nn.Conv2d) and not hasattr(op, "conv2d"):
+            self.call = self._patches_times(op, layer, inputs)
+        elif isinstance(layer, nn.Conv2d):
             options = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
             prepared = op.prepare(weight, groups=layer.groups)
             bias = None if layer.bias is None else layer.bias.detach()
             self.call = lambda x: op.conv2d(x, prepared, bias=bias, **options)
         else:
+            op = _fitted(op, weight.T, None if inputs is None else inputs.reshape(-1, inputs.shape[-1]))
             prepared = op.prepare(weight) if hasattr(op, "linear") else op.prepare(weight.T)
             product = op.linear if hasattr(op, "linear") else op.matmul
             self.call = lambda x: self._linear(product, x, prepared)
 
     def _linear(self, product: Any, x: Tensor, prepared: Any) -> Tensor:
-        y = product(x.detach().reshape(-1, x.shape[-1]), prepared).reshape(*x.shape[:-1], -1)
+        y = torch.as_tensor(product(x.detach().reshape(-1, x.shape[-1]), prepared))
+        y = y.to(x.dtype).reshape(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
+
+    def _patches_times(self, op: Any, layer: nn.Conv2d, inputs: Tensor | None) -> Any:
+        """im2col: the rows are patches, in the order of images, rows and columns."""
+        options = {name: getattr(layer, name) for name in ("kernel_size", "stride", "dilation")}
+        groups, margin = layer.groups, _margin(layer)
+
+        def patches(x: Tensor) -> Tensor:  # (groups, images * places, k)
+            unfolded = nn.functional.unfold(nn.functional.pad(x.detach(), margin), **options)
+            images, entries, places = unfolded.shape
+            return unfolded.reshape(images, groups, entries // groups, places).permute(1, 0, 3, 2).flatten(1, 2)
+
+        weights = [w.flatten(1).T.contiguous() for w in layer.weight.detach().chunk(groups)]
+        rows: Any = [None] * groups if inputs is None else patches(inputs)
+        fitted = [_fitted(op, w, r) for w, r in zip(weights, rows, strict=True)]
+        prepared = [own.prepare(w) for own, w in zip(fitted, weights, strict=True)]
+
+        def call(x: Tensor) -> Tensor:
+            high, wide = (
+                (x.shape[2 + a] + margin[2 - 2 * a] + margin[3 - 2 * a] - d * (k - 1) - 1) // s + 1
+                for a, (d, k, s) in enumerate(zip(layer.dilation, layer.kernel_size, layer.stride, strict=True))
+            )
+            parts = [
+                torch.as_tensor(own.matmul(own_rows.contiguous(), w))
+                for own, own_rows, w in zip(fitted, patches(x), prepared, strict=True)
+            ]
+            y = torch.cat(parts, 1).to(x.dtype).reshape(len(x), high, wide, -1).permute(0, 3, 1, 2).contiguous()
+            return y if self.bias is None else y + self.bias[:, None, None]
+
+        return call
 
     def forward(self, x: Tensor) -> Tensor:
         return self.call(x)
+
+
+def _margin(layer: nn.Conv2d) -> tuple[int, int, int, int]:
+    """Left, right, above, below."""
+    if layer.padding == "same":
+        return tuple(layer._reversed_padding_repeated_twice)  # type: ignore[return-value]
+    rows, columns = (0, 0) if isinstance(layer.padding, str) else layer.padding
+    return (columns, columns, rows, rows)
+
+
+def _fitted(op: Any, weight: Tensor, rows: Tensor | None) -> Any:
+    if rows is None or not hasattr(op, "fit"):
+        return op
+    return op.fit(weight.contiguous().numpy(), rows[:: -(-len(rows) // FITTING_ROWS)].contiguous().numpy())
+
+
+def operate(network: nn.Module, op: Any, items: Tensor) -> nn.Module:
+    """A copy whose every linear and convolution layer is computed by one operator, whatever it supports elsewhere.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Batch norm folded, where it has any.
+    op : operator
+        With `prepare` and `matmul` (or `linear`, or `conv2d`).
+    items : Tensor
+        What an operator that has a `fit` is fitted on, as the layers of the FP32 network see them.
+    """
+    from taxonomy.measure.protocols.number_format import layer_inputs
+
+    network = copy.deepcopy(network).eval()
+    inputs = layer_inputs(network, items) if hasattr(op, "fit") else {}
+    layers = [(name, layer) for name, layer in _layers(network) if isinstance(layer, nn.Linear | nn.Conv2d)]
+    return _replaced(network, {name: OperatorLayer(op, layer, inputs.get(name)) for name, layer in layers})
 
 
 def _layers(network: nn.Module) -> Iterable[tuple[str, nn.Module]]:

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+import datasets
 from kernels import counting
 from kernels.energy import DRAM_ENERGY, mac_energy
 from kernels.implementation.loops.loop_tiling import LoopTiling
-from taxonomy.measure.peers.operator import PEERS
 from taxonomy.measure.protocol import REPETITIONS, Case, Missing
-from taxonomy.measure.protocols.operator import Task, protocol, stored_bytes
+from taxonomy.measure.protocols.operator import EMULATED, protocol, stored_bytes
+from taxonomy.measure.stack import fold, operate
+from taxonomy.measure.tasks import task_of
 
 PRODUCT = {"m": 6, "n": 40, "k": 20}
 SPARSE = {"m": 30, "n": 8, "k": 20, "density": 0.25}
@@ -51,7 +53,7 @@ class Plain:
 
 
 def node(**fields):
-    first = {"variants": ({},), "peers": (), "baseline": "torch", "settings": {}}
+    first = {"variants": ({},), "peers": (), "baseline": "torch", "settings": {}, "runs": "native"}
     return SimpleNamespace(id="an-operator", **{**first, **fields})
 
 
@@ -69,7 +71,7 @@ def test_error_is_relative_to_the_largest_result(shape, share):
 
 @SHAPES
 def test_bytes_and_energy_are_compulsory_without_a_model(shape):
-    values, task = protocol.quality(case(Plain(), shape)), Task.of(shape, 0)
+    values, task = protocol.quality(case(Plain(), shape)), task_of(shape, 0)
     bytes_ = task.constant.nbytes + task.varying.nbytes + 4 * task.exact().size
     assert values["self"]["memory_access"] == values["baseline"]["memory_access"] == bytes_
     energy = values["self"]["effective_macs"] * mac_energy("fp32") + bytes_ * DRAM_ENERGY
@@ -95,24 +97,24 @@ def test_footprint_counts_what_a_call_allocates():
 
 def test_products_are_counted_as_torch_layers_count_them():
     layer = torch.nn.Conv2d(6, 4, 3, stride=2, padding=1, groups=2, bias=False)
-    assert Task.of(CONVOLUTION, 0).macs()[0] == counting.macs(layer, torch.zeros(1, 6, 9, 9))
+    assert task_of(CONVOLUTION, 0).macs()[0] == counting.macs(layer, torch.zeros(1, 6, 9, 9))
     linear = torch.nn.Linear(20, 40, bias=False)
-    assert Task.of(PRODUCT, 0).macs()[0] == counting.macs(linear, torch.zeros(6, 20))
+    assert task_of(PRODUCT, 0).macs()[0] == counting.macs(linear, torch.zeros(6, 20))
 
 
 def test_a_sparse_operand_has_the_density_asked_for():
-    task = Task.of(SPARSE, 3)
+    task = task_of(SPARSE, 3)
     assert np.count_nonzero(task.constant) == 150
     assert task.macs() == (30 * 20 * 8, 150 * 8)
-    assert not np.array_equal(task.constant, Task.of(SPARSE, 4).constant)
+    assert not np.array_equal(task.constant, task_of(SPARSE, 4).constant)
 
 
 @SHAPES
 def test_all_contestants_compute_the_same(shape):
-    names = tuple(PEERS[Task.of(shape, 0).name])
+    names = tuple(task_of(shape, 0).peers)
     contest = protocol.contest(case(Plain(), shape, peers=(*names, "elsewhere")))
-    assert contest.unit == "flop" and contest.work == 2 * Task.of(shape, 0).macs()[1]
-    exact = Task.of(shape, 0).exact()
+    assert contest.unit == "flop" and contest.work == 2 * task_of(shape, 0).macs()[1]
+    exact = task_of(shape, 0).exact()
     for call in contest.contestants.values():
         np.testing.assert_allclose(np.asarray(call()), exact, rtol=1e-3, atol=1e-4)
     assert contest.missing["elsewhere"].startswith("it offers no")
@@ -164,3 +166,109 @@ def test_stored_bytes():
 
     assert stored_bytes(Rows(np.zeros(5, np.float32), np.zeros(3, np.int32), (2, 9))) == 32
     assert stored_bytes(np.zeros((4, 4), np.float32)) == 64
+
+
+def test_a_setting_goes_to_the_task_with_the_most_of_its_keys():
+    shapes = (PRODUCT, {**PRODUCT, "mean": 2.0}, SPARSE, {**SPARSE, "count": 3}, CONVOLUTION)
+    expected = ["product", "product", "sparse product", "sparse product", "convolution"]
+    assert [task_of(shape, 0).name for shape in shapes] == expected
+    assert task_of(shapes[1], 0).varying.mean() == pytest.approx(2.0, abs=0.5)
+    with pytest.raises(LookupError, match="no task has the keys length"):
+        task_of({"length": 3}, 0)
+    with pytest.raises(LookupError, match="nothing: no baseline of a product"):
+        task_of(PRODUCT, 0).baseline("nothing")
+
+
+def test_emulated_arithmetic_is_not_timed():
+    workload = SimpleNamespace(settings=[PRODUCT])
+    for fields in ({"runs": "emulated"}, {"settings": {"untimed": ["bfloat16"]}}):
+        variant = {"format": "bfloat16"}
+        assert not any(trial.timing for trial in protocol.trials(node(**fields), variant, workload))
+        values = protocol.quality(case(Plain(), PRODUCT, variant, **fields))["self"]
+        assert all(values[name] == Missing(EMULATED) for name in ("latency", "throughput", "core_utilization"))
+    assert any(trial.timing for trial in protocol.trials(node(**fields), {"format": "fp32"}, workload))
+
+
+def test_an_operator_says_what_its_operands_cost():
+    class Bytes(Plain):
+        operand_bits, operand_format = 8, "int8"
+
+        def prepare(self, w, groups=1):
+            return w.astype(np.int8)
+
+    class Own(Plain):
+        def energy(self, macs, moved):
+            return macs * 1e-15
+
+    class Unknown(Plain):
+        operand_format = "posit"
+
+    values = protocol.quality(case(Bytes(), PRODUCT))["self"]
+    assert values["memory_access"] == 20 * 40 + 6 * 20 + 4 * 6 * 40
+    assert values["energy"] == pytest.approx(4800 * mac_energy("int8") + values["memory_access"] * DRAM_ENERGY)
+    assert protocol.quality(case(Own(), PRODUCT))["self"]["energy"] == pytest.approx(4.8e-12)
+    assert "no cited energy" in protocol.quality(case(Unknown(), PRODUCT))["self"]["energy"].reason
+
+
+class Products(Plain):
+    """Only the product, as most operators of arithmetic have it."""
+
+    conv2d = property()  # hidden: asking for it raises AttributeError
+
+    def matmul(self, a, b):
+        a, b = (np.asarray(x, np.float64) for x in (a, b))
+        assert a.flags.c_contiguous
+        return a @ b
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        torch.nn.Conv2d(4, 6, 3, padding=1, bias=False),
+        torch.nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(0, 2), dilation=(1, 2), groups=2),
+        torch.nn.Conv2d(4, 6, (5, 3), padding="same"),
+        torch.nn.Conv2d(4, 4, 3, padding="valid", groups=4),
+        torch.nn.Linear(11, 3),
+    ],
+    ids=str,
+)
+def test_any_layer_is_computed_by_products(layer):
+    network = torch.nn.Sequential(layer)
+    x = torch.randn(3, 4, 9, 11)
+    with torch.no_grad():
+        torch.testing.assert_close(operate(network, Products(), x)(x), network(x), rtol=1e-4, atol=1e-5)
+
+
+def test_an_operator_is_fitted_to_each_layer():
+    seen = []
+
+    class Fitted(Products):
+        def fit(self, weight, inputs):
+            seen.append((weight.shape, inputs.shape[1], len(inputs)))
+            return self
+
+    workload = datasets.workload("mnist-cnn")
+    network, items = fold(workload.trained()), torch.tensor(workload.data().train.x[:64])
+    operate(network, Fitted(), items)
+    assert [shapes[:2] for shapes in seen] == [((9, 16), 9), ((144, 32), 144), ((288, 32), 288), ((288, 10), 288)]
+    assert all(0 < rows <= 4096 for _, _, rows in seen)
+
+
+def test_a_network_is_as_good_as_the_operator():
+    workload = datasets.workload("digits-mlp")
+    technique = node(baseline="fp32", settings={"items": 100, "seeds": 3})
+    trials = protocol.trials(technique, {}, workload)
+    assert [(dict(t.setting), t.seed, t.timing) for t in trials] == [({"items": 100}, s, False) for s in range(3)]
+
+    def taken(operator):
+        return protocol.quality(Case(technique, {}, operator, workload, {"items": 100}, 0))
+
+    class Noise(Products):
+        def matmul(self, a, b):
+            return np.random.default_rng(0).standard_normal((len(a), np.shape(b)[1]))
+
+    values = taken(Products())
+    assert values["self"]["accuracy"] == values["baseline"]["accuracy"] > 0.9
+    assert values["self"]["sqnr"] > 100 and values["self"]["max_error"] < 1e-5
+    assert values["self"]["macs"] == 6464 and values["self"]["energy"] == values["baseline"]["energy"]
+    assert taken(Noise())["self"]["accuracy"] < 0.4

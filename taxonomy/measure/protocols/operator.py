@@ -1,155 +1,141 @@
-"""Operators on random operands: error against float64, time beside a baseline and peers, bytes moved.
+"""Operators on random operands and in trained networks: error, answers, time beside a baseline and peers, bytes moved.
 
-A shape names its task: a product (`m`, `n`, `k`), a sparse product (a `density` besides) or a convolution
-(`in_channels`, `size`, ...). One operand is constant, as a layer's weights are: the right one of a product, the sparse
-one, the filters. It is prepared outside the time; whatever an operator does to the other operand is inside. Of a
-technique's first variant the product of two unprepared operands is timed too (`unprepared`), which is what a BLAS does.
+A setting of operands names its task (`taxonomy.measure.tasks`): a product, a sparse product, a convolution, ... One
+operand is constant, as a layer's weights are: the right one of a product, the sparse one, the filters. It is prepared
+outside the time; whatever an operator does to the other operand is inside. Of a technique's first variant the product
+of two unprepared operands is timed too (`unprepared`), which is what a BLAS does.
+
+On a network every convolution and linear layer is computed by the operator, batch norm folded, biases in FP32: accuracy
+on the first `items` of the test split, and the error of their logits against FP32. An operator with a `fit` is fitted
+to each layer on training items. The setting `seeds` repeats it for an operator that draws (`seed` among its fields).
+
+Emulated arithmetic is not timed: its time would be the emulation's. Nor are variants that the setting `untimed` names
+by one of their values. Those figures are missing, with that reason.
 
 Work is that of the task, two flop for each multiply-add whose constant operand is not zero, and the same for
 every contestant. The fraction of the machine's peak is derived on reading, from the limits kept with each record.
 
-Bytes moved are compulsory: the constant operand as stored, the other one and the result, once each. Where the operator
-models its passes (`memory_access`) the model counts, at the `cache_bytes` that the technique's settings name. Energy is
-that of the multiply-adds in FP32 and of those bytes from DRAM. The memory footprint is the constant operand as stored,
-the other one, and what numpy allocates at most at one moment of a call, the result included, in whole KiB.
+Bytes moved are compulsory: the constant operand as stored, the other one and the result, once each; an operator whose
+operands are no FP32 says their width (`operand_bits`). Where the operator models its passes (`memory_access`) the model
+counts, at the `cache_bytes` that the technique's settings name. Energy is that of the multiply-adds and of those bytes
+from DRAM: in FP32, in the `operand_format` that an operator names, or what its own `energy(macs, moved)` says; where
+the cited table has no coefficient they raise KeyError, and there is none. The memory footprint is the constant operand
+as stored, the other one, and what numpy allocates at most at one moment of a call, the result included, in whole KiB.
 """
 
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, replace
+from math import inf, log10
 from typing import Any
 
 import numpy as np
+import torch
 
+from datasets import accuracy
+from kernels import counting
 from kernels.energy import DRAM_ENERGY, mac_energy
 from kernels.implementation.loops.loop_tiling import LoopTiling
-from taxonomy.measure.peers.operator import INSTALL, PEERS
 from taxonomy.measure.protocol import REPETITIONS, Case, Contest, Missing, Protocol, Trial, Values
+from taxonomy.measure.protocols.number_format import layer_inputs, weights_of
+from taxonomy.measure.stack import CALIBRATION, fold, operate
+from taxonomy.measure.tasks import INSTALL, Shape, Task, task_of
 
-__all__ = ["OperatorProtocol", "Task", "protocol", "stored_bytes"]
+__all__ = ["OperatorProtocol", "protocol", "stored_bytes"]
 
-Shape = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Task:
-    """What one shape asks of an operator, with operands drawn from a seed.
-
-    Attributes
-    ----------
-    name : {"product", "sparse product", "convolution"}
-    shape : dict
-    constant, varying : ndarray of float32
-        Normally distributed; of a sparse one, as many entries as the density says, at random places.
-    """
-
-    name: str
-    shape: Shape
-    constant: np.ndarray
-    varying: np.ndarray
-
-    @classmethod
-    def of(cls, shape: Shape, seed: int) -> Task:
-        rng = np.random.default_rng(seed)
-
-        def normal(*size: int) -> np.ndarray:
-            return rng.standard_normal(size, np.float32)
-
-        if "in_channels" in shape:
-            each, kernel, size = shape["in_channels"] // shape["groups"], shape["kernel"], shape["size"]
-            filters = normal(shape["out_channels"], each, kernel, kernel)
-            return cls("convolution", shape, filters, normal(1, shape["in_channels"], size, size))
-        m, n, k = (shape[name] for name in "mnk")
-        if "density" not in shape:
-            return cls("product", shape, normal(k, n), normal(m, k))
-        sparse = normal(m, k)
-        sparse.flat[rng.permutation(m * k)[round(shape["density"] * m * k) :]] = 0
-        return cls("sparse product", shape, sparse, normal(k, n))
-
-    def prepared(self, operator: Any) -> Any:
-        """The constant operand in the operator's own form."""
-        if self.name == "convolution":
-            return operator.prepare(self.constant, groups=self.shape["groups"])
-        return operator.prepare(self.constant)
-
-    def call(self, operator: Any, constant: Any) -> Callable[[], np.ndarray]:
-        """The operator's verb on both operands."""
-        x = self.varying
-        if self.name == "convolution":
-            options = {name: self.shape[name] for name in ("stride", "padding", "groups")}
-            return lambda: operator.conv2d(x, constant, **options)
-        if self.name == "product":
-            return lambda: operator.matmul(x, constant)
-        return lambda: operator.matmul(constant, x)
-
-    def exact(self) -> np.ndarray:
-        """The result in float64."""
-        constant, varying = self.constant.astype(np.float64), self.varying.astype(np.float64)
-        return np.asarray(PEERS[self.name]["torch"](constant, varying, self.shape)())
-
-    def macs(self) -> tuple[int, int]:
-        """Multiply-adds of the task, and those whose constant operand is not zero."""
-        results = np.prod(self.result_shape, dtype=int)
-        if self.name == "convolution":
-            all_ = int(results) * self.constant[0].size
-            return all_, all_
-        all_ = int(results) * self.shape["k"]
-        return all_, int(np.count_nonzero(self.constant)) * self.varying.shape[1] if "density" in self.shape else all_
-
-    @property
-    def result_shape(self) -> tuple[int, ...]:
-        if self.name != "convolution":
-            return self.shape["m"], self.shape["n"]
-        size = (self.shape["size"] + 2 * self.shape["padding"] - self.shape["kernel"]) // self.shape["stride"] + 1
-        return 1, self.shape["out_channels"], size, size
+TIMED = ("latency", "throughput", "core_utilization")
+EMULATED = "emulated: its time would be that of the emulation"
 
 
 class OperatorProtocol(Protocol):
-    """The operator beside its baseline and its peers on one thread."""
+    """The operator beside its baseline and its peers on one thread; in a network, beside FP32."""
 
     kind = "operator"
     metrics = ("max_error", "latency", "throughput", "core_utilization", "memory_access")
 
     def trials(self, technique: Any, variant: Mapping[str, Any], workload: Any) -> list[Trial]:
-        cache = {name: technique.settings[name] for name in ("cache_bytes",) if name in technique.settings}
+        settings = technique.settings
+        if hasattr(workload, "trained"):
+            items = min(settings.get("items", inf), len(workload.data().test))
+            return [Trial({"items": items}, seed) for seed in range(settings.get("seeds", 1))]
+        cache = {name: settings[name] for name in ("cache_bytes",) if name in settings}
         return [
             Trial(shape if timing else {**shape, **cache}, seed, timing)
             for shape in workload.settings
             if not any(_too_large(technique, name, shape) for name in variant.values())
-            for timing in (False, True)
+            for timing in ((False, True) if _timed(technique, variant) else (False,))
             for seed in range(REPETITIONS)
         ]
 
     def quality(self, case: Case) -> Values:
-        shape = {name: value for name, value in case.setting.items() if name != "cache_bytes"}
-        task = Task.of(shape, case.seed)
+        values = self._network(case) if hasattr(case.workload, "trained") else self._operands(case)
+        if not _timed(case.technique, case.variant):
+            values["self"].update(dict.fromkeys(TIMED, Missing(EMULATED)))
+        return values
+
+    def _operands(self, case: Case) -> Values:
+        subject = _seeded(case)
+        task = task_of({name: value for name, value in case.setting.items() if name != "cache_bytes"}, case.seed)
         exact = task.exact()
-        prepared = task.prepared(case.subject)
+        prepared = task.prepared(subject)
         macs, effective = task.macs()
+        stored = stored_bytes(prepared)
+        call = task.call(subject, prepared)
         values: Values = {
             "self": {
-                **_figures(task, exact, task.call(case.subject, prepared), stored_bytes(prepared)),
-                **_moved(task, case, case.subject, stored_bytes(prepared), effective),
+                "max_error": _error(call(), exact),  # compiled, and whatever it caches is there
+                "memory_footprint": _footprint(task, call, stored)
+                if _timed(case.technique, case.variant)
+                else Missing("emulated: what the emulation allocates says nothing of the arithmetic"),
+                **_moved(task, case, subject, stored, effective),
                 "macs": macs,
                 "effective_macs": effective,
             }
         }
-        for who, call in self._others(case, task)[0].items():
-            values[who] = {"max_error": _error(call(), exact)}
-        if case.technique.baseline == "naive":
-            baseline = LoopTiling(rung="naive")
-            values.setdefault("baseline", {}).update(_moved(task, case, baseline, task.constant.nbytes, macs))
-        else:
-            values["baseline"].update(_moved(task, case, None, task.constant.nbytes, macs))
+        for who, other in self._others(case, task)[0].items():
+            values[who] = {"max_error": _error(other(), exact)}
+        naive = LoopTiling(rung="naive") if case.technique.baseline == "naive" else None
+        values.setdefault("baseline", {}).update(_moved(task, case, naive, task.constant.nbytes, macs))
         return values
 
+    def _network(self, case: Case) -> Values:
+        data, subject = case.workload.data(), _seeded(case)
+        network, test = fold(case.workload.trained()), data.test[: case.setting["items"]]
+        x = torch.tensor(test.x)
+        computed = operate(network, subject, torch.tensor(data.train.x[:CALIBRATION]))
+        with torch.no_grad():
+            exact = network(x).numpy().astype(np.float64)
+        remembered = _Once(computed)
+        right = accuracy(remembered, test)
+        logits = remembered.logits().numpy().astype(np.float64)
+        noise = float(np.sum((exact - logits) ** 2))
+        sqnr = 10 * log10(np.sum(exact**2) / noise) if noise else Missing("infinite: the logits are those of FP32")
+        macs, plain = counting.macs(network, x[:1]), _network_bytes(network, x[:1], 32)
+        moved = _network_bytes(network, x[:1], getattr(subject, "operand_bits", 32))
+        return {
+            "self": {
+                "accuracy": right,
+                "sqnr": sqnr,
+                "max_error": float(np.abs(exact - logits).max() / np.abs(exact).max()),
+                "macs": macs,
+                "memory_access": moved,
+                "energy": _energy(subject, macs, moved),
+            },
+            "baseline": {
+                "accuracy": accuracy(network, test),
+                "macs": macs,
+                "memory_access": plain,
+                "energy": _energy(None, macs, plain),
+            },
+        }
+
     def contest(self, case: Case) -> Contest:
-        task = Task.of(case.setting, case.seed)
-        contestants = {"self": task.call(case.subject, task.prepared(case.subject))}
-        if task.name == "product" and dict(case.variant) == dict(case.technique.variants[0]):
-            contestants["unprepared"] = task.call(case.subject, task.constant)
+        task, subject = task_of(case.setting, case.seed), _seeded(case)
+        contestants = {"self": task.call(subject, task.prepared(subject))}
+        if task.times_unprepared and dict(case.variant) == dict(case.technique.variants[0]):
+            contestants["unprepared"] = task.call(subject, task.constant)
         others, missing = self._others(case, task)
         return Contest({**contestants, **others}, work=2.0 * task.macs()[1], unit="flop", missing=missing)
 
@@ -158,19 +144,16 @@ class OperatorProtocol(Protocol):
         calls: dict[str, Callable[[], Any]] = {}
         missing: dict[str, str] = {}
         baseline = case.technique.baseline
-        if baseline == "naive" and _too_large(case.technique, "naive", task.shape):
+        if _too_large(case.technique, baseline, task.shape):
             missing["baseline"] = "plain loops take too long at this size"
-        elif baseline == "naive":
-            calls["baseline"] = task.call(LoopTiling(rung="naive"), task.constant)
         else:
-            peer = {"dense": "openblas"}.get(baseline, baseline)
-            calls["baseline"] = PEERS[task.name][peer](task.constant, task.varying, task.shape)
+            calls["baseline"] = task.baseline(baseline)(task.constant, task.varying, task.shape)
         for name in case.technique.peers:
-            if name not in PEERS[task.name]:
+            if name not in task.peers:
                 missing[name] = f"it offers no {task.name}"
                 continue
             try:
-                calls[name] = PEERS[task.name][name](task.constant, task.varying, task.shape)
+                calls[name] = task.peers[name](task.constant, task.varying, task.shape)
             except ImportError:
                 missing[name] = f"not installed: pip install {INSTALL.get(name, name)}"
         return calls, missing
@@ -190,6 +173,32 @@ def stored_bytes(prepared: Any) -> int:
     return sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
 
 
+class _Once(torch.nn.Module):
+    """A network that keeps the logits it gave."""
+
+    def __init__(self, network: torch.nn.Module):
+        super().__init__()
+        self.network, self.given = network, []  # type: ignore[var-annotated]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.given.append(self.network(x))
+        return self.given[-1]
+
+    def logits(self) -> torch.Tensor:
+        return torch.cat(self.given)
+
+
+def _seeded(case: Case) -> Any:
+    """The operator, one that draws with another seed in each repetition."""
+    own = getattr(case.subject, "seed", None)
+    return case.subject if own is None else replace(case.subject, seed=own + case.seed)
+
+
+def _timed(technique: Any, variant: Mapping[str, Any]) -> bool:
+    untimed = technique.settings.get("untimed", ())
+    return technique.runs == "native" and not any(value in untimed for value in variant.values())
+
+
 def _too_large(technique: Any, name: Any, shape: Shape) -> bool:
     """Whether the technique's settings keep what has this name from shapes as large (`up_to: {naive: {k: 256}}`)."""
     limits = technique.settings.get("up_to", {}).get(name, {}) if isinstance(name, str) else {}
@@ -200,8 +209,7 @@ def _error(result: Any, exact: np.ndarray) -> float:
     return float(np.abs(np.asarray(result, np.float64) - exact).max() / np.abs(exact).max())
 
 
-def _figures(task: Task, exact: np.ndarray, call: Callable[[], Any], stored: int) -> dict[str, float | Missing]:
-    error = _error(call(), exact)  # compiled, and whatever it caches is there
+def _footprint(task: Task, call: Callable[[], Any], stored: int) -> int:
     tracemalloc.start()
     try:
         call()
@@ -209,15 +217,36 @@ def _figures(task: Task, exact: np.ndarray, call: Callable[[], Any], stored: int
     finally:
         tracemalloc.stop()
     scratch = -(-peak // 1024) * 1024
-    return {"max_error": error, "memory_footprint": stored + task.varying.nbytes + scratch}
+    return stored + task.varying.nbytes + scratch
 
 
 def _moved(task: Task, case: Case, operator: Any, stored: int, macs: int) -> dict[str, float | Missing]:
     if "cache_bytes" in case.setting and hasattr(operator, "memory_access"):
         moved = operator.memory_access(*(task.shape[name] for name in "mnk"), case.setting["cache_bytes"])
     else:
-        moved = stored + task.varying.nbytes + 4 * int(np.prod(task.result_shape, dtype=int))
-    return {"memory_access": moved, "energy": macs * mac_energy("fp32") + moved * DRAM_ENERGY}
+        varying = _bytes([task.varying.size], getattr(operator, "operand_bits", 32))
+        moved = stored + varying + 4 * int(np.prod(task.result_shape, dtype=int))
+    return {"memory_access": moved, "energy": _energy(operator, macs, moved)}
+
+
+def _energy(operator: Any, macs: int, moved: int) -> float | Missing:
+    try:
+        if hasattr(operator, "energy"):
+            return operator.energy(macs, moved)
+        return macs * mac_energy(getattr(operator, "operand_format", "fp32")) + moved * DRAM_ENERGY
+    except KeyError as error:
+        return Missing(error.args[0])
+
+
+def _bytes(counts: Iterable[int], bits: int) -> int:
+    return sum(-(-count * bits // 8) for count in counts)
+
+
+def _network_bytes(network: torch.nn.Module, item: torch.Tensor, bits: int) -> int:
+    """Bytes moved for one item: weights and inputs of the layers at so many bits, once each, the rest in FP32."""
+    weights = [weight.numel() for weight in weights_of(network)]
+    others = counting.parameters(network) - sum(weights)
+    return _bytes([*weights, *(x.numel() for x in layer_inputs(network, item).values())], bits) + 4 * others
 
 
 protocol = OperatorProtocol()
