@@ -12,6 +12,7 @@ from torch import nn
 import datasets
 from kernels.arithmetic.alternative_numbers.posit import Posit
 from kernels.arithmetic.floating_point.bfloat16 import BFloat16
+from taxonomy.measure.peers import number_format as peers
 from taxonomy.measure.protocol import Case, Missing
 from taxonomy.measure.protocols import number_format as module
 from taxonomy.measure.protocols.number_format import errors, layer_inputs, protocol, round_network, traffic, weights_of
@@ -20,7 +21,7 @@ from taxonomy.measure.workloads import Operands
 # torch.fx's folding imports torch.jit, which says that it is old
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 
-NODE = SimpleNamespace(id="a-format", peers=())
+NODE = SimpleNamespace(id="a-format", peers=(), variants=({}, {"step": 2}))
 WORKLOAD = datasets.workload("digits-mlp")
 ARRAY = Operands("small", ({"elements": 1000},))
 
@@ -39,6 +40,9 @@ class Grid:
     def fit(self, x):
         self.fitted.append(tuple(x.shape))
         return Grid(self.step, self.fitted)
+
+    def for_activations(self):
+        return self
 
     def stored_bits(self, shape):
         return 8 * int(np.prod(shape)) + 32
@@ -158,48 +162,135 @@ def test_energy_where_the_table_knows_the_format():
     assert isinstance(take(BFloat16(), "weights", node)["self"]["energy"], Missing)
 
 
+def test_numbers_and_answers_that_are_lost_have_no_ratio():
+    class Overflowing(Same):
+        def round(self, x, out=None):
+            return x * np.float32(np.inf)
+
+    values = take(Overflowing(), "both")["self"]
+    for metric in ("sqnr", "max_error", "output_sqnr"):
+        assert "infinite or NaN" in values[metric].reason
+    assert 0 <= values["agreement"] <= values["accuracy"] + 1
+
+
+def test_layer_inputs_are_rounded_by_what_stands_for_the_format_there():
+    class Channels(Grid):
+        """Scales of single channels for weights, one for inputs."""
+
+        def for_activations(self):
+            return Grid(2 * self.step, self.fitted)
+
+        def stored_bits(self, shape):
+            return 8 * int(np.prod(shape)) + 32 * shape[0]
+
+    net, x = nn.Sequential(nn.Linear(10, 4)), 10 * torch.randn(1, 10)
+    rounded, formats = round_network(net, Channels(0.25), x)
+    assert formats["0"].step == 0.5 and torch.equal(layer_inputs(rounded, x)["0"], torch.round(2 * x) / 2)
+    stored, moved = traffic(net, x, Channels())
+    assert stored == 8 * 40 + 32 * 4 + 32 * 4 and moved == (stored + 80 + 32) // 8
+    assert module.bits_per_number(net, x, Channels(), "both") == (320 + 128 + 80 + 32) / 50
+    assert module.bits_per_number(net, x, Channels(), "activations") == (80 + 32) / 10
+
+
+def test_a_workload_without_labels_is_compared_with_fp32_alone():
+    items = np.random.default_rng(0).standard_normal((6, 64)).astype(np.float32)
+    torch.manual_seed(0)
+    net = nn.Linear(64, 3).eval()
+    own = SimpleNamespace(
+        id="own", trained=lambda: net, calibration=items[:2], items=items, few=1, decide=lambda y: y > 0
+    )
+    assert [t.setting["on"] for t in protocol.trials(NODE, {}, own)] == list(module.ON)
+    form = Grid(0.5)
+    values = take(form, "activations", workload=own)
+    assert form.fitted == [(2, 64)]  # the scales: from the calibration items
+    assert "accuracy" not in values["self"] and "accuracy" not in values["baseline"]
+    exact = net(torch.tensor(items)).detach().double()
+    got = net(torch.round(torch.tensor(items) * 2) / 2).detach().double()
+    assert values["self"]["agreement"] == ((exact > 0) == (got > 0)).double().mean()
+    noise = ((exact - got) ** 2).sum() / (exact**2).sum()
+    assert values["self"]["output_sqnr"] == pytest.approx(-10 * torch.log10(noise).item(), rel=1e-5)
+    assert values["self"]["sqnr"] == errors([(items[:1], form)])["sqnr"]
+
+
 def test_trials():
     assert [t.setting["on"] for t in protocol.trials(NODE, {}, WORKLOAD)] == list(module.ON)
-    timings = protocol.trials(NODE, {}, ARRAY)
+    timings = protocol.trials(NODE, {"step": 2}, ARRAY)
     assert all(t.timing and t.setting == {"elements": 1000} for t in timings)
     assert [t.seed for t in timings] == [*range(5)]
+    settings = [t.setting for t in protocol.trials(NODE, {}, ARRAY) if t.seed == 0]
+    assert settings == [{"elements": 1000, **more} for more in ({}, {"threads": 2}, {"operation": "encode"})]
 
 
-def contest(subject, *peers):
-    return protocol.contest(Case(SimpleNamespace(id="x", peers=peers), {}, subject, ARRAY, {"elements": 1000}, 0))
+def contest(subject, *peers, size=1000, **setting):
+    node = SimpleNamespace(id="x", peers=peers)
+    return protocol.contest(Case(node, {}, subject, ARRAY, {"elements": size, **setting}, 0))
 
 
 def test_contest():
     found = contest(BFloat16(), "torch", "ml_dtypes")
     assert found.contestants.keys() == {"self", "baseline", "torch", "ml_dtypes"} and not found.missing
     assert found.work == 1000 and found.unit == "elements" and not found.works
-    for call in found.contestants.values():
-        call()
+    results = {who: call() for who, call in found.contestants.items()}
+    for who in ("torch", "ml_dtypes"):
+        np.testing.assert_array_equal(np.asarray(results[who]), results["self"])
     other = contest(BFloat16("toward-zero"), "torch", "ml_dtypes")
     assert other.contestants.keys() == {"self", "baseline"}
     assert all("nearest even only" in reason for reason in other.missing.values())
 
 
-def test_a_peer_that_takes_number_by_number_has_a_rate_of_its_own(monkeypatch):
-    monkeypatch.setitem(module.PEERS, "slow", lambda form, x: (lambda: sum(range(10_000)), 10))
-    found = contest(Posit(), "slow")
-    assert "slow" not in found.contestants
-    assert 10 < found.values["slow"]["throughput"] < 10e6  # ten elements in the time of a sum, not a thousand
+def test_two_threads_beside_two_copies():
+    found = contest(BFloat16(), "torch", size=3 * 4096, threads=2)
+    assert found.contestants.keys() == {"self", "baseline"}
+    x = np.random.default_rng(0).standard_normal(3 * 4096, np.float32).reshape(-1, 4096)
+    np.testing.assert_array_equal(found.contestants["self"](), BFloat16().round(x))
+    copied = np.zeros_like(x)
+    module._copy(x, copied, 2)()
+    np.testing.assert_array_equal(copied, x)
+
+
+def test_encoding_beside_a_conversion():
+    found = contest(BFloat16(), "torch", "ml_dtypes", operation="encode")
+    codes = found.contestants["self"]().codes
+    for who in ("torch", "ml_dtypes"):
+        narrow = found.contestants[who]()
+        theirs = narrow.view(torch.uint16).numpy() if who == "torch" else narrow.view(np.uint16)
+        np.testing.assert_array_equal(theirs, codes)
+    assert "not codes" in contest(Posit(8, 0), "softposit", operation="encode").missing["softposit"]
+
+
+def test_a_slow_peer_has_a_part_of_the_array(monkeypatch):
+    sizes = {"fast": 2**22, "slow": 2**20, "crawling": 2**14}
+    clock = iter(range(10**6))
+    rates = {"fast": 1e9, "slow": 1e8, "crawling": 1e6}
+
+    def peer(name):
+        def build(form, x, operation):
+            def call():
+                now[0] += x.size / rates[name]
+
+            return call
+
+        return build
+
+    now = [float(next(clock))]
+    monkeypatch.setattr(peers, "perf_counter", lambda: now[0])
+    for name in sizes:
+        monkeypatch.setitem(peers.PEERS, name, peer(name))
+    found = contest(BFloat16(), *sizes, size=2**22)
+    assert found.works == {"self": 2**22, "baseline": 2**22} | sizes
 
 
 def test_peers_round_as_we_do():
     x = np.random.default_rng(0).standard_normal(100).astype(np.float32)
     pytest.importorskip("softposit")
-    call, count = module.PEERS["softposit"](Posit(8, 0), x)
-    assert count == 100
-    np.testing.assert_array_equal(call(), Posit(8, 0).round(x))
+    np.testing.assert_array_equal(peers.PEERS["softposit"](Posit(8, 0), x, "round")(), Posit(8, 0).round(x))
 
 
 def test_a_peer_that_is_not_installed(monkeypatch):
-    def absent(form, x):
+    def absent(form, x, operation):
         raise ImportError
 
-    monkeypatch.setitem(module.PEERS, "softposit", absent)
+    monkeypatch.setitem(peers.PEERS, "softposit", absent)
     found = contest(Posit(), "softposit")
     assert found.missing == {"softposit": "not installed: pip install softposit"}
     assert found.contestants.keys() == {"self", "baseline"} and not found.values

@@ -2,34 +2,43 @@
 
 Batch norm is folded first, so that the weights rounded are those that run. Rounded are the weights of convolutions,
 linear and recurrent layers, the inputs of those layers, or both; biases and accumulators stay FP32. Scales, where a
-format has them, are fitted to each weight, and to each layer's inputs on 256 training items. Bytes are those of one
-item, weights and inputs of layers moved once each. On an array larger than any cache, rounding is timed beside a copy.
+format has them, are fitted to each weight, and to each layer's inputs on training items (256, or all that a workload
+without labels has for it); formats that share a scale among a few neighbours choose it anew in every call. Bytes are
+those of one item, weights and inputs of layers moved once each. Answers are compared with those of the FP32 network,
+and with labels where there are any.
+
+On an array larger than any cache, rounding is timed beside a copy and beside other libraries; a technique's first
+variant also with two threads, beside two copies of halves at once, and to codes alone, for which `encode` takes memory
+anew where the others write to what they have. A library that takes long does a part of the array: rates are compared
+then, not times.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from math import floor, log2, log10
-from statistics import median
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from math import floor, isfinite, log2, log10
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datasets import accuracy
+from datasets.workloads.recipe import one_thread
 from kernels import counting
 from kernels.energy import DRAM_ENERGY, mac_energy
-from taxonomy.measure.peers.number_format import PEERS
+from taxonomy.measure.peers.number_format import INSTALL, contestant
 from taxonomy.measure.protocol import REPETITIONS, Case, Contest, Missing, Protocol, Trial, Values
 from taxonomy.measure.stack import fold
-from taxonomy.measure.timing import interleave
 
 __all__ = ["NumberFormatProtocol", "layer_inputs", "protocol", "round_network", "traffic", "weights_of"]
 
 ON = ("weights", "activations", "both")
 CALIBRATION = 256
+BATCH = 256
+ROW = 4096
+"""Arrays to be timed are matrices with rows of so many elements, where that divides them: formats may have channels."""
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.RNNBase, nn.RNNCellBase)
 
 
@@ -37,17 +46,27 @@ class NumberFormatProtocol(Protocol):
     """The network with weights, activations or both rounded, beside the same in FP32; rounding beside a copy."""
 
     kind = "number-format"
-    metrics = ("accuracy", "sqnr", "max_error", "stored_bits", "dynamic_range", "density", "throughput")
+    version = 2
+    metrics = (
+        "accuracy", "agreement", "sqnr", "output_sqnr", "max_error", "stored_bits", "bits_per_number", "dynamic_range",
+        "density", "throughput",
+    )  # fmt: skip
 
     def trials(self, technique: Any, variant: Mapping[str, Any], workload: Any) -> list[Trial]:
         if hasattr(workload, "trained"):
             return [Trial({"on": on}) for on in ON]
-        return [Trial(setting, seed, timing=True) for setting in workload.settings for seed in range(REPETITIONS)]
+        first = dict(variant) == dict(technique.variants[0])
+        settings = [
+            {**setting, **extra}
+            for setting in workload.settings
+            for extra in ({}, *(({"threads": 2}, {"operation": "encode"}) if first else ()))
+        ]
+        return [Trial(setting, seed, timing=True) for setting in settings for seed in range(REPETITIONS)]
 
     def quality(self, case: Case) -> Values:
         workload, on, number_format = case.workload, case.setting["on"], case.subject
-        data, network = workload.data(), fold(workload.trained())
-        calibration, items = (torch.tensor(x[:CALIBRATION]) for x in (data.train.x, data.validation.x))
+        network = fold(workload.trained())
+        calibration, items, asked, labels = _items(workload)
         rounded, input_formats = round_network(network, number_format, calibration, on)
         pairs: list[tuple[np.ndarray, Any]] = []  # the numbers as they were, and the format fitted to them
         if on != "activations":
@@ -57,48 +76,101 @@ class NumberFormatProtocol(Protocol):
         macs = counting.macs(network, items[:1])
         stored, moved = traffic(network, items[:1], number_format, on)
         plain_stored, plain_moved = traffic(network, items[:1])
-        return {
+        decide = getattr(workload, "decide", lambda outputs: outputs.argmax(1))
+        exact, got = _outputs(network, asked), _outputs(rounded, asked)
+        values: Values = {
             "self": {
-                "accuracy": accuracy(rounded, data.test),
+                "agreement": _share(decide(got) == decide(exact)),
                 **errors(pairs),
+                "output_sqnr": _ratio(float((exact.double() ** 2).sum()), float(((exact - got).double() ** 2).sum())),
                 **grid(pairs),
                 "stored_bits": stored,
+                "bits_per_number": bits_per_number(network, items[:1], number_format, on),
                 "memory_footprint": -(-stored // 8),
                 "memory_access": moved,
-                "core_utilization": Missing("emulated: no unit of this machine computes in the format"),
+                "core_utilization": Missing(
+                    "emulated: no unit of this machine computes in the format"
+                    if getattr(case.technique, "runs", "emulated") != "native"
+                    else "rounding is not computing: products in the format are measured with operators"
+                ),
                 "energy": energy(case.technique.id, macs, moved)
                 if on == "both"
                 else Missing("a product has two operands: modelled where both are in the format"),
             },
             "baseline": {
-                "accuracy": accuracy(network, data.test),
                 "stored_bits": plain_stored,
+                "bits_per_number": 32,
                 "memory_footprint": -(-plain_stored // 8),
                 "memory_access": plain_moved,
                 "energy": energy("fp32", macs, plain_moved),
             },
         }
+        for who, outputs in (("self", got), ("baseline", exact)):
+            if labels is not None:
+                values[who]["accuracy"] = _share(decide(outputs) == labels)
+        return values
 
     def contest(self, case: Case) -> Contest:
-        x = np.random.default_rng(case.seed).standard_normal(case.setting["elements"], np.float32)
+        size, threads = case.setting["elements"], case.setting.get("threads", 1)
+        operation = case.setting.get("operation", "round")
+        x = np.random.default_rng(case.seed).standard_normal(size, np.float32)
+        x = x.reshape(-1, ROW) if size % ROW == 0 else x
         number_format = case.subject.fit(x)
-        out, copied = np.empty_like(x, dtype=number_format.dtype), np.empty_like(x)
-        contestants = {"self": lambda: number_format.round(x, out), "baseline": lambda: np.copyto(copied, x)}
-        values: Values = {}
+        out = np.empty_like(x, dtype=number_format.dtype)
+        contestants: dict[str, Callable[[], Any]] = {
+            "self": (lambda: number_format.encode(x))
+            if operation == "encode"
+            else (lambda: number_format.round(x, out, threads=threads)),
+            "baseline": _copy(x, np.empty_like(x), threads),
+        }
         missing = {}
-        for name in case.technique.peers:
+        works = dict.fromkeys(contestants, float(size))
+        for name in case.technique.peers if threads == 1 else ():
             try:
-                call, count = PEERS[name](case.subject, x)
+                contestants[name], works[name] = contestant(name, operation, case.subject, x)
             except ImportError:
-                missing[name] = f"not installed: pip install {name}"
+                missing[name] = f"not installed: pip install {INSTALL.get(name, name)}"
             except ValueError as error:
                 missing[name] = str(error)
-            else:
-                if count == x.size:
-                    contestants[name] = call
-                else:  # another amount of work: a rate beside the others, not a time
-                    values[name] = {"throughput": count / median(interleave({name: call})[name])}
-        return Contest(contestants, work=x.size, unit="elements", values=values, missing=missing)
+        unequal = works if set(works.values()) != {float(size)} else {}
+        return Contest(contestants, work=size, unit="elements", missing=missing, works=unequal)
+
+
+def _items(workload: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Items to fit scales on, those whose numbers are compared, those whose answers are, and the labels of these."""
+    if hasattr(workload, "calibration"):
+        few = workload.items[: workload.few]
+        return torch.tensor(workload.calibration), torch.tensor(few), torch.tensor(workload.items), None
+    data = workload.data()
+    calibration, items = (torch.tensor(x[:CALIBRATION]) for x in (data.train.x, data.validation.x))
+    return calibration, items, torch.tensor(data.test.x), torch.tensor(data.test.y)
+
+
+def _outputs(network: nn.Module, items: Tensor) -> Tensor:
+    with one_thread(), torch.no_grad():
+        return torch.cat([network(some) for some in items.split(BATCH)])
+
+
+def _share(right: Tensor) -> float:
+    return int(right.sum()) / right.numel()
+
+
+def _ratio(signal: float, noise: float) -> float | Missing:
+    """Signal to noise in decibels, where it is a number."""
+    if not isfinite(noise):
+        return Missing("none: in the format some of these numbers are infinite or NaN")
+    if not noise:
+        return Missing("infinite: rounding changes none of these numbers")
+    return 10 * log10(signal / noise) if signal else Missing("none: all of these numbers are zero")
+
+
+def _copy(x: np.ndarray, out: np.ndarray, threads: int) -> Callable[[], Any]:
+    """A plain copy; by several threads, each takes a piece."""
+    if threads == 1:
+        return lambda: np.copyto(out, x)
+    pool = ThreadPoolExecutor(threads)
+    pieces = list(zip(np.array_split(out, threads), np.array_split(x, threads), strict=True))
+    return lambda: list(pool.map(lambda piece: np.copyto(*piece), pieces))
 
 
 def weights_of(network: nn.Module) -> list[Tensor]:
@@ -148,7 +220,8 @@ def round_network(network: nn.Module, number_format: Any, items: Tensor, on: str
     if on not in ON:
         raise ValueError(f"on: expected {', '.join(ON)}, got {on!r}")
     network = copy.deepcopy(network).eval()
-    formats = {name: number_format.fit(x) for name, x in layer_inputs(network, items).items()}
+    of_inputs = number_format.for_activations()
+    formats = {name: of_inputs.fit(x) for name, x in layer_inputs(network, items).items()}
     if on != "weights":
         for name, own in formats.items():
             network.get_submodule(name).register_forward_pre_hook(
@@ -166,37 +239,52 @@ def errors(pairs: list[tuple[np.ndarray, Any]]) -> dict[str, float | Missing]:
     signal = noise = largest = 0.0
     for x, number_format in pairs:
         exact = x.astype(np.float64)
-        error = np.abs(exact - number_format.round(x))
+        with np.errstate(invalid="ignore"):
+            error = np.abs(exact - number_format.round(x))
         signal, noise = signal + np.sum(exact**2), noise + np.sum(error**2)
-        largest = max(largest, np.max(error[exact != 0] / np.abs(exact[exact != 0]), initial=0.0))
-    sqnr = 10 * log10(signal / noise) if noise else Missing("infinite: rounding changes none of these numbers")
-    return {"sqnr": sqnr, "max_error": float(largest)}
+        largest = np.maximum(largest, np.max(error[exact != 0] / np.abs(exact[exact != 0]), initial=0.0))
+    lost = Missing("none: in the format some of these numbers are infinite or NaN")
+    return {"sqnr": _ratio(signal, noise), "max_error": float(largest) if isfinite(largest) else lost}
 
 
 def grid(pairs: list[tuple[np.ndarray, Any]]) -> dict[str, float | Missing]:
     """Range of the format, and how many values it has where the numbers are."""
     counts = []
+    known: dict[int, np.ndarray] = {}  # a format without scales is the same for all numbers
     for x, number_format in pairs:
-        try:
-            positive = number_format.values()
-        except ValueError as error:
-            return dict.fromkeys(("dynamic_range", "density"), Missing(str(error)))
-        positive = positive[positive > 0]
-        octave = 2.0 ** floor(log2(np.sqrt(np.mean(x.astype(np.float64) ** 2))))
+        if id(number_format) not in known:
+            try:
+                values = number_format.values()
+            except ValueError as error:
+                return dict.fromkeys(("dynamic_range", "density"), Missing(str(error)))
+            known[id(number_format)] = values[values > 0]
+        positive = known[id(number_format)]
+        square = np.mean(x.astype(np.float64) ** 2)
+        octave = 2.0 ** floor(log2(np.sqrt(square))) if square else 0.0
         counts.append(np.sum((positive >= octave) & (positive < 2 * octave)))
     return {"dynamic_range": 20 * log10(positive[-1] / positive[0]), "density": float(np.mean(counts))}
 
 
 def traffic(network: nn.Module, item: Tensor, number_format: Any = None, on: str = "both") -> tuple[int, int]:
     """Bits of the stored parameters, and bytes moved for one item: parameters and inputs of layers, once each."""
-
-    def bits(tensors: Any, rounded: bool) -> int:
-        return sum(number_format.stored_bits(tuple(t.shape)) if rounded else 32 * t.numel() for t in tensors)
-
-    weights, named = weights_of(network), number_format is not None
+    weights, inputs = weights_of(network), list(layer_inputs(network, item).values())
+    of_weights = number_format if on != "activations" else None
+    of_inputs = number_format.for_activations() if number_format is not None and on != "weights" else None
     others = counting.parameters(network) - sum(w.numel() for w in weights)
-    stored = bits(weights, named and on != "activations") + 32 * others
-    return stored, -(-(stored + bits(layer_inputs(network, item).values(), named and on != "weights")) // 8)
+    stored = _bits(weights, of_weights) + 32 * others
+    return stored, -(-(stored + _bits(inputs, of_inputs)) // 8)
+
+
+def bits_per_number(network: nn.Module, item: Tensor, number_format: Any, on: str) -> float:
+    """Bits of the tensors in the format, scales included, over the numbers that they hold."""
+    weights = weights_of(network) if on != "activations" else []
+    inputs = list(layer_inputs(network, item).values()) if on != "weights" else []
+    bits = _bits(weights, number_format) + _bits(inputs, number_format.for_activations())
+    return bits / sum(t.numel() for t in (*weights, *inputs))
+
+
+def _bits(tensors: list[Tensor], number_format: Any) -> int:
+    return sum(32 * t.numel() if number_format is None else number_format.stored_bits(tuple(t.shape)) for t in tensors)
 
 
 def energy(name: str, macs: int, moved: int) -> float | Missing:
