@@ -24,7 +24,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-__all__ = ["cast", "shift_left", "shift_right", "width"]
+__all__ = ["as_float", "as_pattern", "cast", "multiply", "shift_left", "shift_right", "width"]
 
 
 def _shift(number, count, build):
@@ -54,6 +54,18 @@ def width(typingctx, number):
 
 
 @intrinsic
+def multiply(typingctx, number, factor):
+    """`multiply(number, factor)`: in the type of the first; bits that leave its width are lost."""
+    if not isinstance(number, types.Integer) or not isinstance(factor, types.Integer):
+        return None
+
+    def codegen(context, builder, signature, args):
+        return builder.mul(args[0], context.cast(builder, args[1], factor, number))
+
+    return number(number, factor), codegen
+
+
+@intrinsic
 def shift_left(typingctx, number, count):
     """`shift_left(number, count)`: 0 <= count < width; bits that leave the width are lost."""
     return _shift(number, count, lambda builder, n, c: builder.shl(n, c))
@@ -64,3 +76,19 @@ def shift_right(typingctx, number, count):
     """`shift_right(number, count)`: 0 <= count < width; the sign enters a signed number, zeros an unsigned one."""
     signed = isinstance(number, types.Integer) and number.signed
     return _shift(number, count, lambda builder, n, c: builder.ashr(n, c) if signed else builder.lshr(n, c))
+
+
+@intrinsic
+def as_float(typingctx, pattern):
+    """`as_float(pattern)`: the float32 with the bits of an integer of 32."""
+    if not isinstance(pattern, types.Integer) or pattern.bitwidth != 32:
+        return None
+    return types.float32(pattern), lambda context, builder, sig, args: builder.bitcast(args[0], ir.FloatType())
+
+
+@intrinsic
+def as_pattern(typingctx, number):
+    """`as_pattern(number)`: the bits of a float32, as an int32."""
+    if number != types.float32:
+        return None
+    return types.int32(number), lambda context, builder, sig, args: builder.bitcast(args[0], ir.IntType(32))

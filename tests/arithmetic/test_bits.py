@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numba import njit
 
-from kernels.arithmetic.bits import cast, shift_left, shift_right, width
+from kernels.arithmetic.bits import as_float, as_pattern, cast, multiply, shift_left, shift_right, width
 
 
 @njit
@@ -50,3 +50,28 @@ def test_casts(dtype):
 def test_a_float_is_not_shifted():
     with pytest.raises(Exception, match="shift_left"):
         left(np.ones(1), np.ones(1, np.int64), np.ones(1))
+
+
+def test_multiply_wraps_in_the_width_of_the_first():
+    @njit
+    def product(a, b):
+        return multiply(a, b)
+
+    with np.errstate(over="ignore"):
+        for kind in (np.int32, np.uint32, np.int64):
+            a = kind(np.iinfo(kind).max)
+            assert kind(product(a, 3)) == a * kind(3)
+
+
+def test_floats_and_their_patterns():
+    @njit
+    def there_and_back(x, patterns, back):
+        for i in range(x.size):
+            patterns[i] = as_pattern(x[i])
+            back[i] = as_float(patterns[i])
+
+    x = np.float32([0.0, -0.0, 1.5, -np.inf, np.nan, 1e-45])
+    patterns, back = np.empty(x.size, np.int32), np.empty_like(x)
+    there_and_back(x, patterns, back)
+    np.testing.assert_array_equal(patterns, x.view(np.int32))
+    np.testing.assert_array_equal(back.view(np.int32), x.view(np.int32))

@@ -1,0 +1,386 @@
+r"""Rounding float32 to any narrower float, without a branch: what all formats of the family are made of.
+
+Seen as an integer, the pattern of a positive float32 less that of 2^-bias is the narrower format's code, followed by
+the bits that the code has no room for. So rounding is integer arithmetic: add half of what is dropped (for stochastic
+rounding a random part of it), and cut; the carry raises the exponent, as it should. Below the smallest normal number
+the grid is even, and adding a number so large that its last bit is worth one step of the grid, then subtracting it
+again, rounds to that step. What exceeds the largest number and what is no number is replaced at the end.
+
+A `FloatGrid` holds the constants; the functions take the pattern of a float32 and a grid, give a pattern or a code, and
+are meant to be called in compiled loops:
+
+    @njit
+    def to_fp8(patterns, out, grid):              # patterns, out: int32 views of float32 arrays
+        for i in range(patterns.size):
+            out[i] = nearest(patterns[i], grid)
+
+Examples
+--------
+>>> grid = float_grid(exponent_bits=4, mantissa_bits=3, specials="nan")        # FP8 E4M3 of the OCP
+>>> x = np.float32([0.3, 1000, -0.001])
+>>> round_all(x, x, grid, "nearest-even", first=0, seed=0)
+>>> x
+array([ 0.3125    ,        nan, -0.00195312], dtype=float32)
+"""
+
+from __future__ import annotations
+
+from math import frexp
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from kernels.arithmetic.bits import as_float, as_pattern, shift_left, shift_right
+from kernels.arithmetic.rounding import NEXT_PLACE, random_state, scrambled
+
+__all__ = [
+    "SPECIALS",
+    "FloatGrid",
+    "check_float",
+    "code_of",
+    "decode_all",
+    "encode_all",
+    "exponent_of",
+    "float_grid",
+    "largest_exponent",
+    "nearest",
+    "round_all",
+    "stochastic",
+    "toward_zero",
+    "value_of",
+]
+
+SPECIALS = ("ieee", "nan", "none")
+INFINITY = 0x7F800000
+NAN = 0x7FC00000
+
+
+class FloatGrid(NamedTuple):
+    """What the loops need to know of a format; patterns are those of float32.
+
+    Integers are np.int32 and floats np.float32, or loops would compute in 64 bits.
+    """
+
+    shift: np.int32  # pattern bits below the last one of a code
+    base: np.int32  # pattern of the number whose code would be 0, were the exponent field 0 nothing special
+    half: np.int32  # what is added before bits are cut, less than half a step where the grid is one of patterns
+    least: np.int32  # from here on the grid is one of patterns; below it is even
+    keep: np.int32  # -1 where there are numbers between 0 and `least`, the subnormals, else 0
+    tiny: np.int32  # `least` where there are none, else 0
+    middle: np.int32  # half of `least`
+    step: np.float32  # distance of two numbers below `least`
+    magic: np.float32  # 2^23 steps: its last bit is worth one
+    largest: np.int32  # the largest number
+    beyond: np.int32  # what a finite number beyond it becomes, when rounded to nearest
+    infinite: np.int32  # what an infinity becomes
+    nan: np.int32  # what a NaN becomes
+    sign: np.int32  # bits of a code below its sign
+    code_infinity: np.int32  # -1 where the format has none
+    code_nan: np.int32
+    first_special: np.int32  # the first code that is no number
+
+
+def largest_exponent(exponent_bits: int, mantissa_bits: int, bias: int, specials: str) -> int:
+    """The largest e of a number 2^e (1 + f)."""
+    top = 2**exponent_bits - 1
+    return top - bias - (specials == "ieee" or (specials == "nan" and mantissa_bits == 0))
+
+
+def exponent_of(x: np.ndarray) -> int | None:
+    """The e with 2^e <= m < 2^(e + 1), m being the largest finite magnitude in `x`; None where all are zero."""
+    finite = np.abs(x[np.isfinite(x)])
+    largest = float(finite.max(initial=0.0))
+    return frexp(largest)[1] - 1 if largest else None
+
+
+def check_float(exponent_bits: int, mantissa_bits: int, bias: int, subnormals: bool, specials: str) -> None:
+    """Refuse what float32 does not hold with the bit to spare that rounding float64 once needs.
+
+    Raises
+    ------
+    ValueError
+        If a width, the bias or the specials are out of range, by name.
+    """
+    if exponent_bits not in range(1, 9):
+        raise ValueError(f"exponent_bits: expected an integer from 1 to 8, got {exponent_bits!r}")
+    if mantissa_bits not in range(22):
+        raise ValueError(f"mantissa_bits: expected an integer from 0 to 21, got {mantissa_bits!r}")
+    if specials not in SPECIALS:
+        raise ValueError(f"specials: expected {', '.join(SPECIALS)}, got {specials!r}")
+    if specials == "ieee" and (mantissa_bits == 0 or exponent_bits == 1):
+        raise ValueError(
+            "specials: 'ieee' needs a mantissa bit and two exponent bits, got "
+            f"mantissa_bits={mantissa_bits}, exponent_bits={exponent_bits}"
+        )
+    low, high = biases(exponent_bits, mantissa_bits, subnormals, specials)
+    if not (isinstance(bias, int | np.integer) and low <= bias <= high):
+        raise ValueError(f"bias: expected an integer from {low} to {high}, for float32 to hold the grid, got {bias!r}")
+
+
+def biases(exponent_bits: int, mantissa_bits: int, subnormals: bool, specials: str) -> tuple[int, int]:
+    """The smallest and the largest bias with which float32 holds the grid."""
+    low = largest_exponent(exponent_bits, mantissa_bits, 0, specials) - 127
+    if not subnormals:
+        return low, 124
+    if exponent_bits == 8:
+        return low, 127  # float32's own exponents: the grid is one of patterns down to zero
+    return max(low, -103 - mantissa_bits), 126 - mantissa_bits
+
+
+def float_grid(
+    exponent_bits: int,
+    mantissa_bits: int,
+    bias: int | None = None,
+    subnormals: bool = True,
+    specials: str = "ieee",
+    saturate: bool = False,
+) -> FloatGrid:
+    """The constants of a format with a sign, an exponent field and a mantissa field.
+
+    Parameters
+    ----------
+    exponent_bits, mantissa_bits : int
+        1 to 8 and 0 to 21.
+    bias : int, optional
+        What is subtracted from the exponent field; 2^(exponent_bits - 1) - 1 if not given.
+    subnormals : bool
+        Whether a field of zero means numbers 2^(1 - bias) f / 2^m. If not, it means 2^-bias (1 + f / 2^m) as any other
+        field would, except that f = 0 is zero.
+    specials : {"ieee", "nan", "none"}
+        Whether the last exponent field is kept for infinity and NaN, or only the last code for NaN, or nothing.
+    saturate : bool
+        Whether what is too large, infinities included, becomes the largest number, rather than infinite or NaN.
+        Without specials it always does, and NaN becomes zero.
+
+    Returns
+    -------
+    FloatGrid
+
+    Raises
+    ------
+    ValueError
+        If float32 does not hold the grid.
+    """
+    bias = 2 ** (exponent_bits - 1) - 1 if bias is None else bias
+    check_float(exponent_bits, mantissa_bits, bias, subnormals, specials)
+    shift = 23 - mantissa_bits
+    base = (127 - bias) << 23
+    normal = base + (1 << 23) if bias < 127 else 0  # float32's own subnormals are a grid of patterns, too
+    least = normal if subnormals else base + (1 << shift)
+    top = 2 ** (exponent_bits + mantissa_bits) - 1
+    first_special = {"ieee": (2**exponent_bits - 1) << mantissa_bits, "nan": top, "none": top + 1}[specials]
+    largest = base + ((first_special - 1) << shift)
+    out = INFINITY if specials == "ieee" else NAN
+    out = largest if saturate or specials == "none" else out
+    return _grid(
+        shift=shift,
+        base=base,
+        half=(1 << (shift - 1)) - 1,
+        least=least,
+        subnormals=subnormals,
+        step=2.0 ** (1 - bias - mantissa_bits) if subnormals and bias < 127 else 1.0,
+        largest=largest,
+        out=out,
+        nan=0 if specials == "none" else NAN,
+        sign=exponent_bits + mantissa_bits,
+        code_infinity=first_special if specials == "ieee" else -1,
+        code_nan={"ieee": first_special | (1 << mantissa_bits >> 1), "nan": top, "none": 0}[specials],
+        first_special=first_special,
+    )
+
+
+def _grid(
+    *, shift, base, half, least, subnormals, step, largest, out, nan, sign, code_infinity, code_nan, first_special
+):
+    smallest = float(np.int32(least).view(np.float32))
+    integers = {
+        "shift": shift,
+        "base": base,
+        "half": half,
+        "least": least,
+        "keep": -1 if subnormals else 0,
+        "tiny": 0 if subnormals else least,
+        "middle": int(np.float32(smallest / 2).view(np.int32)),
+        "largest": largest,
+        "beyond": out,
+        "infinite": out,
+        "nan": nan,
+        "sign": sign,
+        "code_infinity": code_infinity,
+        "code_nan": code_nan,
+        "first_special": first_special,
+    }
+    step = step if subnormals else smallest
+    return FloatGrid(
+        **{name: np.int32(value) for name, value in integers.items()},
+        step=np.float32(step),
+        magic=np.float32(step * 2.0**23 if subnormals else 1.0),
+    )
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _signed(pattern, magnitude, rounded, beyond, grid):
+    """The pattern with its sign again; what is too large or no number replaced."""
+    bounded = beyond if rounded > grid.largest else rounded
+    number = grid.nan if magnitude > np.int32(INFINITY) else bounded
+    return np.int32(number | np.int32(pattern & np.int32(-0x80000000)))
+
+
+@njit(cache=True, nogil=True, inline="always")
+def nearest(pattern, grid):
+    """The pattern of the number of the grid nearest to a float32, ties to the even code.
+
+    Parameters
+    ----------
+    pattern : int32
+    grid : FloatGrid
+
+    Returns
+    -------
+    int32
+    """
+    magnitude = np.int32(pattern & np.int32(0x7FFFFFFF))
+    place = np.int32(magnitude - grid.base)
+    odd = np.int32(shift_right(place, grid.shift) & np.int32(1))
+    cut = shift_right(np.int32(np.int32(place + grid.half) + odd), grid.shift)
+    above = np.int32(shift_left(cut, grid.shift) + grid.base)
+    even = as_pattern(np.float32(as_float(magnitude) + grid.magic) - grid.magic)
+    alone = grid.tiny if magnitude > grid.middle else np.int32(0)
+    below = np.int32(np.int32(even & grid.keep) | alone)
+    return _signed(pattern, magnitude, above if magnitude >= grid.least else below, grid.beyond, grid)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _floor(number, grid):
+    """A positive float to a multiple of the step that is not above it."""
+    even = np.float32(np.float32(number + grid.magic) - grid.magic)
+    lower = np.float32(even - (grid.step if even > number else np.float32(0)))
+    return as_float(np.int32(as_pattern(lower) & grid.keep))
+
+
+@njit(cache=True, nogil=True, inline="always")
+def toward_zero(pattern, grid):
+    """The pattern of the largest number of the grid that is not beyond a float32, as `nearest` otherwise.
+
+    A finite number stays finite: it becomes the largest where it is beyond.
+    """
+    magnitude = np.int32(pattern & np.int32(0x7FFFFFFF))
+    cut = shift_right(np.int32(magnitude - grid.base), grid.shift)
+    above = np.int32(shift_left(cut, grid.shift) + grid.base)
+    below = as_pattern(_floor(as_float(magnitude), grid))
+    beyond = grid.infinite if magnitude == np.int32(INFINITY) else grid.largest
+    return _signed(pattern, magnitude, above if magnitude >= grid.least else below, beyond, grid)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def stochastic(pattern, bits, grid):
+    """The pattern of one of the two neighbours of a float32, as likely as it is near; 32 random bits decide.
+
+    In the normal range the probability is exact, below it to 2^-24. What is beyond the largest number is rounded as if
+    there were a next one, which stands for all that is too large.
+    """
+    magnitude = np.int32(pattern & np.int32(0x7FFFFFFF))
+    place = np.int32(magnitude - grid.base)
+    part = np.int32(np.int32(bits) & np.int32(~shift_left(np.int32(-1), grid.shift)))
+    cut = shift_right(np.int32(place + part), grid.shift)
+    above = np.int32(shift_left(cut, grid.shift) + grid.base)
+    number = as_float(magnitude)
+    lower = _floor(number, grid)
+    chance = np.float32(np.int32(np.int32(bits) & np.int32(0xFFFFFF)) | np.int32(1))
+    up = np.float32(number - lower) > np.float32(chance * np.float32(grid.step * np.float32(2.0**-24)))
+    below = as_pattern(np.float32(lower + (grid.step if up else np.float32(0))))
+    return _signed(pattern, magnitude, above if magnitude >= grid.least else below, grid.beyond, grid)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def code_of(rounded, grid):
+    """The code of a number of the grid, given its pattern."""
+    magnitude = np.int32(rounded & np.int32(0x7FFFFFFF))
+    above = shift_right(np.int32(magnitude - grid.base), grid.shift)
+    below = np.int32(as_pattern(np.float32(as_float(magnitude) + grid.magic)) - as_pattern(grid.magic))
+    code = above if magnitude >= grid.least else np.int32(below & grid.keep)
+    code = grid.code_infinity if magnitude == np.int32(INFINITY) else code
+    code = grid.code_nan if magnitude > np.int32(INFINITY) else code
+    return np.int32(code | np.int32(shift_right(rounded, 31) & shift_left(np.int32(1), grid.sign)))
+
+
+@njit(cache=True, nogil=True, inline="always")
+def value_of(code, grid):
+    """The pattern of the number that a code stands for."""
+    magnitude = np.int32(code & np.int32(~shift_left(np.int32(-1), grid.sign)))
+    place = np.int32(shift_left(magnitude, grid.shift) + grid.base)
+    below = as_pattern(np.float32(as_float(np.int32(magnitude + as_pattern(grid.magic))) - grid.magic))
+    number = place if place >= grid.least else np.int32(below & grid.keep)
+    special = np.int32(INFINITY) if magnitude == grid.code_infinity else np.int32(NAN)
+    number = special if magnitude >= grid.first_special else number
+    return np.int32(number | shift_left(shift_right(np.int32(code), grid.sign), 31))
+
+
+@njit(cache=True, nogil=True)
+def _nearest_all(patterns, out, grid):
+    for i in range(patterns.size):
+        out[i] = nearest(patterns[i], grid)
+
+
+@njit(cache=True, nogil=True)
+def _toward_zero_all(patterns, out, grid):
+    for i in range(patterns.size):
+        out[i] = toward_zero(patterns[i], grid)
+
+
+@njit(cache=True, nogil=True)
+def _stochastic_all(patterns, out, grid, first, seed):
+    state = random_state(first, seed)
+    for i in range(patterns.size):
+        out[i] = stochastic(patterns[i], scrambled(state), grid)
+        state = np.uint32(state + np.uint32(NEXT_PLACE))
+
+
+@njit(cache=True, nogil=True)
+def _encode_nearest(patterns, codes, grid):
+    for i in range(patterns.size):
+        codes[i] = code_of(nearest(patterns[i], grid), grid)
+
+
+@njit(cache=True, nogil=True)
+def _encode_toward_zero(patterns, codes, grid):
+    for i in range(patterns.size):
+        codes[i] = code_of(toward_zero(patterns[i], grid), grid)
+
+
+@njit(cache=True, nogil=True)
+def _encode_stochastic(patterns, codes, grid, first, seed):
+    state = random_state(first, seed)
+    for i in range(patterns.size):
+        codes[i] = code_of(stochastic(patterns[i], scrambled(state), grid), grid)
+        state = np.uint32(state + np.uint32(NEXT_PLACE))
+
+
+@njit(cache=True, nogil=True)
+def _decode(codes, out, grid):
+    for i in range(codes.size):
+        out[i] = value_of(np.int32(codes[i]), grid)
+
+
+def round_all(numbers: np.ndarray, out: np.ndarray, grid: FloatGrid, rounding: str, first: int, seed: int) -> None:
+    """Round a contiguous float32 array into another, for `NumberFormat._round`."""
+    patterns, target = numbers.view(np.int32), out.view(np.int32)
+    if rounding == "stochastic":
+        _stochastic_all(patterns, target, grid, first, seed)
+    else:
+        (_nearest_all if rounding == "nearest-even" else _toward_zero_all)(patterns, target, grid)
+
+
+def encode_all(numbers: np.ndarray, codes: np.ndarray, grid: FloatGrid, rounding: str, first: int, seed: int) -> None:
+    """Encode a contiguous float32 array, for `NumberFormat._encode`."""
+    patterns = numbers.view(np.int32)
+    if rounding == "stochastic":
+        _encode_stochastic(patterns, codes, grid, first, seed)
+    else:
+        (_encode_nearest if rounding == "nearest-even" else _encode_toward_zero)(patterns, codes, grid)
+
+
+def decode_all(codes: np.ndarray, out: np.ndarray, grid: FloatGrid) -> None:
+    """Decode contiguous codes, for `NumberFormat._decode`."""
+    _decode(codes, out.view(np.int32), grid)
