@@ -16,12 +16,31 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from datasets.data import DATASETS, Data, Split, load
+from datasets import data, series
+from datasets.card import nearest
+from datasets.data import Data, Split
 
 if TYPE_CHECKING:
-    from datasets.workloads import WORKLOADS, Recipe, Workload, accuracy, workload
+    from datasets.workloads import WORKLOADS, Recipe, TrainedElsewhere, Workload, accuracy, workload
 
-__all__ = ["DATASETS", "WORKLOADS", "Data", "Recipe", "Split", "Workload", "accuracy", "load", "workload"]
+__all__ = [
+    "DATASETS", "WORKLOADS", "Data", "Recipe", "Split", "TrainedElsewhere", "Workload", "accuracy", "load", "workload",
+]  # fmt: skip
+
+DATASETS = (*data.DATASETS, *series.DATASETS)
+
+
+def load(name: str) -> Data:
+    """A data set by its id, one of `DATASETS`; its arrays are read-only.
+
+    Raises
+    ------
+    ValueError
+        If the id is unknown, or the file is not the one that its card describes.
+    """
+    if name not in DATASETS:
+        raise ValueError(nearest("data set", name, DATASETS))
+    return series.load(name) if name in series.DATASETS else data.load(name)
 
 
 def __getattr__(name: str) -> Any:

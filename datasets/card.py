@@ -10,9 +10,13 @@ from typing import Any
 
 import yaml
 
-__all__ = ["ROOT", "nearest", "read_card", "verified_bytes"]
+__all__ = ["ROOT", "NotInstalled", "nearest", "read_card", "verified_bytes"]
 
 ROOT = Path(__file__).parent
+
+
+class NotInstalled(ImportError):
+    """What is asked for comes with a package that is not here; the message says how to install it."""
 
 
 def read_card(folder: str) -> dict[str, Any]:

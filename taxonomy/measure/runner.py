@@ -247,6 +247,8 @@ def run(
     Quality runs in `workers` processes of one thread; timing runs alone on the machine, each repetition in a fresh
     process, under a lock that holds for all runs on the machine.
 
+    What needs a package that is not installed is left out, and reported with the command that installs it.
+
     Returns
     -------
     int
@@ -271,11 +273,18 @@ def run(
 
 def _run(tx: Taxonomy, owed: Sequence[Job], store: Store, workers: int, report: Callable[[str], None]) -> int:
     progress = _Progress(owed, report)
+    from datasets.card import NotInstalled
+
     failures: list[str] = []
+    left_out = 0
 
     def finish(job: Job, future: Future[Record]) -> None:
         try:
             store.write(job.node.address, [future.result()])
+        except NotInstalled as error:
+            nonlocal left_out
+            left_out += 1
+            report(f"left out: {job}: {error}")
         except Exception as error:
             failures.append(f"{job}: {type(error).__name__}: {error}")
         progress.done(job)
@@ -301,7 +310,7 @@ def _run(tx: Taxonomy, owed: Sequence[Job], store: Store, workers: int, report: 
                         finish(job, future)
     if failures:
         raise MeasurementFailed("\n  ".join([f"{len(failures)} of {len(owed)} measurements failed:", *failures]))
-    return len(owed)
+    return len(owed) - left_out
 
 
 def _ticket(job: Job) -> tuple[Any, ...]:

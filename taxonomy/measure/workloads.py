@@ -17,7 +17,7 @@ class Operands:
 
 
 def resolve(tx: Any, identifier: str) -> Any:
-    """A `datasets.Workload`, or `Operands` with their `settings`."""
+    """A `datasets.Workload` or its like, or `Operands` with their `settings`."""
     node = tx.workloads[identifier]
     if node.kind == "operands":
         return Operands(identifier, tuple(dict(setting) for setting in node.settings))

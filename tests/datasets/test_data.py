@@ -16,7 +16,7 @@ from datasets.card import ROOT, read_card, verified_bytes
 from datasets.data import SPLITS
 
 
-@pytest.mark.parametrize("name", datasets.DATASETS)
+@pytest.mark.parametrize("name", data.DATASETS)
 def test_splits_have_the_sizes_shapes_and_types_of_the_card(name):
     loaded = datasets.load(name)
     side = 28 if name == "mnist" else 8

@@ -17,7 +17,8 @@ def flat(network):
 
 
 @pytest.mark.parametrize(
-    ("name", "low", "high"), [("digits-mlp", 0.95, 1), ("mnist-cnn", 0.965, 1), ("noisy-digits-cnn", 0.80, 0.92)]
+    ("name", "low", "high"),
+    [("digits-mlp", 0.95, 1), ("mnist-cnn", 0.965, 1), ("noisy-digits-cnn", 0.80, 0.92), ("vowels-gru", 0.95, 1)],
 )
 def test_baseline_accuracy(name, low, high):
     workload = datasets.workload(name)

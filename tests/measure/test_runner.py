@@ -163,3 +163,35 @@ def test_what_was_measured_while_the_house_was_edited_is_not_kept(monkeypatch):
     monkeypatch.setattr(runner, "_STARTED", (("kernels/posit.py", 0),))
     with pytest.raises(runner.MeasurementFailed, match="edited while this was measured"):
         runner.take(tx, runner.Job(tx["posit"], {"bits": 8, "es": 0}, "array-16m", Trial(timing=True)))
+
+
+def test_what_needs_a_package_that_is_not_here_is_left_out(monkeypatch, tmp_path):
+    from concurrent.futures import Future
+
+    from datasets.card import NotInstalled
+
+    tx = taxonomy.load()
+    owed = [job for job in runner.jobs(tx, ["bfloat16"]) if job.workload in ("digits-mlp", "vowels-gru")][:4]
+
+    class Pool:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exception):
+            return False
+
+        def submit(self, take, name, variant, workload, trial):
+            future = Future()
+            if workload == "digits-mlp" and trial.setting["on"] == "both":
+                future.set_exception(NotInstalled("pip install it"))
+            else:
+                future.set_result(runner.Job(tx[name], variant, workload, trial).header() | {"fingerprint": "x"})
+            return future
+
+    monkeypatch.setattr(runner, "_pool", lambda workers: Pool())
+    lines = []
+    store = Store("test", tmp_path)
+    taken = runner.run(tx, owed, store, report=lines.append)
+    left_out = [job for job in owed if job.workload == "digits-mlp" and job.trial.setting["on"] == "both"]
+    assert left_out and taken == len(owed) - len(left_out) == len(store.records(tx["bfloat16"].address))
+    assert sum(line.startswith("left out: ") and line.endswith("pip install it") for line in lines) == len(left_out)

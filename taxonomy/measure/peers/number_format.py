@@ -80,33 +80,33 @@ def element(number_format: Any) -> str | None:
 
 
 def torch_cast(number_format: Any, x: np.ndarray, operation: str) -> Callable[[], Any]:
-    """PyTorch's cast there and back, or there alone; results preallocated."""
+    """PyTorch's cast; both results preallocated where it goes there and back."""
     import torch
 
     narrow_type = getattr(torch, element(number_format) or "", None)
     if narrow_type is None:
         raise ValueError(f"PyTorch converts to no such format as {number_format}")
     source = torch.from_numpy(x)
-    narrow, back = source.to(narrow_type), torch.empty_like(source)
     if operation == "encode":
-        return lambda: narrow.copy_(source)
+        return lambda: source.to(narrow_type)
+    narrow, back = source.to(narrow_type), torch.empty_like(source)
     return lambda: back.copy_(narrow.copy_(source))
 
 
 def ml_dtypes_cast(number_format: Any, x: np.ndarray, operation: str) -> Callable[[], Any]:
-    """ml_dtypes as a numpy type, there and back or there alone; results preallocated."""
+    """ml_dtypes as a numpy type; both results preallocated where it goes there and back."""
     import ml_dtypes
 
     name = element(number_format)
     narrow_type = np.float16 if name == "float16" else getattr(ml_dtypes, name or "", None)
     if narrow_type is None:
         raise ValueError(f"ml_dtypes has no such format as {number_format}")
+    if operation == "encode":
+        return lambda: x.astype(narrow_type)
     narrow, back = np.empty(x.shape, narrow_type), np.empty_like(x)
 
     def call() -> np.ndarray:
         np.copyto(narrow, x, casting="unsafe")
-        if operation == "encode":
-            return narrow
         np.copyto(back, narrow, casting="unsafe")
         return back
 
