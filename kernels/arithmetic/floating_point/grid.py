@@ -25,18 +25,24 @@ array([ 0.3125    ,        nan, -0.00195312], dtype=float32)
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from dataclasses import replace
+from functools import lru_cache
 from math import frexp
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numba import njit
 
 from kernels.arithmetic.bits import as_float, as_pattern, shift_left, shift_right
+from kernels.arithmetic.number_format import NumberFormat, _floats
 from kernels.arithmetic.rounding import NEXT_PLACE, random_state, scrambled
 
 __all__ = [
     "SPECIALS",
+    "FloatFormat",
     "FloatGrid",
+    "biases",
     "check_float",
     "code_of",
     "decode_all",
@@ -45,6 +51,7 @@ __all__ = [
     "float_grid",
     "largest_exponent",
     "nearest",
+    "radix4_grid",
     "round_all",
     "stochastic",
     "toward_zero",
@@ -64,7 +71,8 @@ class FloatGrid(NamedTuple):
 
     shift: np.int32  # pattern bits below the last one of a code
     base: np.int32  # pattern of the number whose code would be 0, were the exponent field 0 nothing special
-    half: np.int32  # what is added before bits are cut, less than half a step where the grid is one of patterns
+    half: np.int32  # what is added before bits are cut: half a step, or a little less where ties go to even codes
+    odd: np.int32  # 1 where an odd code adds that little, 0 where ties go away from zero
     least: np.int32  # from here on the grid is one of patterns; below it is even
     keep: np.int32  # -1 where there are numbers between 0 and `least`, the subnormals, else 0
     tiny: np.int32  # `least` where there are none, else 0
@@ -72,8 +80,7 @@ class FloatGrid(NamedTuple):
     step: np.float32  # distance of two numbers below `least`
     magic: np.float32  # 2^23 steps: its last bit is worth one
     largest: np.int32  # the largest number
-    beyond: np.int32  # what a finite number beyond it becomes, when rounded to nearest
-    infinite: np.int32  # what an infinity becomes
+    infinite: np.int32  # what is beyond becomes, and an infinity
     nan: np.int32  # what a NaN becomes
     sign: np.int32  # bits of a code below its sign
     code_infinity: np.int32  # -1 where the format has none
@@ -114,6 +121,8 @@ def check_float(exponent_bits: int, mantissa_bits: int, bias: int, subnormals: b
             f"mantissa_bits={mantissa_bits}, exponent_bits={exponent_bits}"
         )
     low, high = biases(exponent_bits, mantissa_bits, subnormals, specials)
+    if low > high:
+        raise ValueError(f"bias: float32 holds no such grid of {exponent_bits} exponent bits, whatever the bias")
     if not (isinstance(bias, int | np.integer) and low <= bias <= high):
         raise ValueError(f"bias: expected an integer from {low} to {high}, for float32 to hold the grid, got {bias!r}")
 
@@ -128,6 +137,7 @@ def biases(exponent_bits: int, mantissa_bits: int, subnormals: bool, specials: s
     return max(low, -103 - mantissa_bits), 126 - mantissa_bits
 
 
+@lru_cache
 def float_grid(
     exponent_bits: int,
     mantissa_bits: int,
@@ -135,6 +145,7 @@ def float_grid(
     subnormals: bool = True,
     specials: str = "ieee",
     saturate: bool = False,
+    ties: str = "even",
 ) -> FloatGrid:
     """The constants of a format with a sign, an exponent field and a mantissa field.
 
@@ -152,6 +163,8 @@ def float_grid(
     saturate : bool
         Whether what is too large, infinities included, becomes the largest number, rather than infinite or NaN.
         Without specials it always does, and NaN becomes zero.
+    ties : {"even", "away"}
+        Where `nearest` sends what lies halfway: to the even code or away from zero.
 
     Returns
     -------
@@ -160,28 +173,28 @@ def float_grid(
     Raises
     ------
     ValueError
-        If float32 does not hold the grid.
+        If float32 does not hold the grid, or ties away from zero are asked of one with subnormals of its own.
     """
     bias = 2 ** (exponent_bits - 1) - 1 if bias is None else bias
     check_float(exponent_bits, mantissa_bits, bias, subnormals, specials)
-    shift = 23 - mantissa_bits
-    base = (127 - bias) << 23
-    normal = base + (1 << 23) if bias < 127 else 0  # float32's own subnormals are a grid of patterns, too
-    least = normal if subnormals else base + (1 << shift)
+    own = subnormals and bias < 127  # else float32's subnormals serve, which continue its grid of patterns
+    if ties not in ("even", "away") or (ties == "away" and own):
+        raise ValueError(f"ties: expected even, or away in a grid without subnormals of its own, got {ties!r}")
+    shift, base = 23 - mantissa_bits, (127 - bias) << 23
     top = 2 ** (exponent_bits + mantissa_bits) - 1
     first_special = {"ieee": (2**exponent_bits - 1) << mantissa_bits, "nan": top, "none": top + 1}[specials]
     largest = base + ((first_special - 1) << shift)
-    out = INFINITY if specials == "ieee" else NAN
-    out = largest if saturate or specials == "none" else out
+    normal = base + (1 << 23) if own else 0
+    least = normal if subnormals else base + (1 << shift)
     return _grid(
         shift=shift,
         base=base,
-        half=(1 << (shift - 1)) - 1,
+        half=(1 << (shift - 1)) - (ties == "even"),
+        odd=int(ties == "even"),
         least=least,
-        subnormals=subnormals,
-        step=2.0 ** (1 - bias - mantissa_bits) if subnormals and bias < 127 else 1.0,
+        step=2.0 ** (1 - bias - mantissa_bits) if own else None,
         largest=largest,
-        out=out,
+        infinite=largest if saturate or specials == "none" else INFINITY if specials == "ieee" else NAN,
         nan=0 if specials == "none" else NAN,
         sign=exponent_bits + mantissa_bits,
         code_infinity=first_special if specials == "ieee" else -1,
@@ -190,32 +203,46 @@ def float_grid(
     )
 
 
-def _grid(
-    *, shift, base, half, least, subnormals, step, largest, out, nan, sign, code_infinity, code_nan, first_special
-):
+@lru_cache
+def radix4_grid(exponent_bits: int, bias: int, exponent: int = 0) -> FloatGrid:
+    """The grid of 0 and 2^exponent 4^(code - bias), code from 1 to 2^exponent_bits - 1, to be rounded to nearest.
+
+    Between 4^k and 4^(k + 1) lies the middle at 2.5 4^k, which is no middle of patterns; `half` makes up for it. No
+    infinity and no NaN: what is too large becomes the largest number, NaN becomes zero.
+    """
+    base = (127 - 2 * bias + exponent) << 23
+    top = 2**exponent_bits - 1
+    largest = base + (top << 24)
+    return _grid(
+        shift=24,
+        base=base,
+        half=0x600000 - 1,
+        odd=1,
+        least=base + (1 << 24),
+        step=None,
+        largest=largest,
+        infinite=largest,
+        nan=0,
+        sign=exponent_bits,
+        code_infinity=-1,
+        code_nan=0,
+        first_special=top + 1,
+    )
+
+
+def _grid(*, least: int, step: float | None, **integers: int) -> FloatGrid:
+    """The rest follows from these; no step: there are no numbers between 0 and `least`."""
     smallest = float(np.int32(least).view(np.float32))
-    integers = {
-        "shift": shift,
-        "base": base,
-        "half": half,
+    integers |= {
         "least": least,
-        "keep": -1 if subnormals else 0,
-        "tiny": 0 if subnormals else least,
+        "keep": 0 if step is None else -1,
+        "tiny": least if step is None else 0,
         "middle": int(np.float32(smallest / 2).view(np.int32)),
-        "largest": largest,
-        "beyond": out,
-        "infinite": out,
-        "nan": nan,
-        "sign": sign,
-        "code_infinity": code_infinity,
-        "code_nan": code_nan,
-        "first_special": first_special,
     }
-    step = step if subnormals else smallest
     return FloatGrid(
         **{name: np.int32(value) for name, value in integers.items()},
-        step=np.float32(step),
-        magic=np.float32(step * 2.0**23 if subnormals else 1.0),
+        step=np.float32(smallest if step is None else step),
+        magic=np.float32(1.0 if step is None else step * 2.0**23),
     )
 
 
@@ -229,7 +256,7 @@ def _signed(pattern, magnitude, rounded, beyond, grid):
 
 @njit(cache=True, nogil=True, inline="always")
 def nearest(pattern, grid):
-    """The pattern of the number of the grid nearest to a float32, ties to the even code.
+    """The pattern of the number of the grid nearest to a float32, ties to the even code or as the grid says.
 
     Parameters
     ----------
@@ -242,13 +269,13 @@ def nearest(pattern, grid):
     """
     magnitude = np.int32(pattern & np.int32(0x7FFFFFFF))
     place = np.int32(magnitude - grid.base)
-    odd = np.int32(shift_right(place, grid.shift) & np.int32(1))
+    odd = np.int32(shift_right(place, grid.shift) & grid.odd)
     cut = shift_right(np.int32(np.int32(place + grid.half) + odd), grid.shift)
     above = np.int32(shift_left(cut, grid.shift) + grid.base)
     even = as_pattern(np.float32(as_float(magnitude) + grid.magic) - grid.magic)
     alone = grid.tiny if magnitude > grid.middle else np.int32(0)
     below = np.int32(np.int32(even & grid.keep) | alone)
-    return _signed(pattern, magnitude, above if magnitude >= grid.least else below, grid.beyond, grid)
+    return _signed(pattern, magnitude, above if magnitude >= grid.least else below, grid.infinite, grid)
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -290,7 +317,7 @@ def stochastic(pattern, bits, grid):
     chance = np.float32(np.int32(np.int32(bits) & np.int32(0xFFFFFF)) | np.int32(1))
     up = np.float32(number - lower) > np.float32(chance * np.float32(grid.step * np.float32(2.0**-24)))
     below = as_pattern(np.float32(lower + (grid.step if up else np.float32(0))))
-    return _signed(pattern, magnitude, above if magnitude >= grid.least else below, grid.beyond, grid)
+    return _signed(pattern, magnitude, above if magnitude >= grid.least else below, grid.infinite, grid)
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -363,24 +390,107 @@ def _decode(codes, out, grid):
         out[i] = value_of(np.int32(codes[i]), grid)
 
 
+class FloatFormat(NumberFormat):
+    """A format that is a `FloatGrid`; a base of dataclasses, which say the grid, the bits and how to round.
+
+    A grid may be stretched by a power of two, its scale, which only shifts exponents: no digit is lost by it. `fit`
+    chooses it so that the largest number of the grid shares its exponent with the largest number given, as the shared
+    exponents of the OCP's microscaling formats and the bias of AdaptivFloat do; what is a little larger saturates.
+    """
+
+    rounding: str
+    seed: int
+    scale: float | None
+    SCALE_BITS = 8
+    """A power of two within float32's range is an exponent of eight bits."""
+
+    @abstractmethod
+    def _grid_at(self, exponent: int) -> FloatGrid:
+        """The grid, stretched by 2^exponent."""
+
+    def _exponents(self) -> tuple[int, int, int]:
+        """The exponent of the largest number at scale one, and those of the smallest and the largest scale."""
+        raise ValueError(f"scale: {self} has none")
+
+    @property
+    def _scales_itself(self) -> bool:
+        """Whether each array gets a scale of its own."""
+        return False
+
+    def _check_scale(self) -> None:
+        if self.scale is not None:
+            _, low, high = self._exponents()
+            valid = isinstance(self.scale, int | float | np.floating) and self.scale > 0 and frexp(self.scale)[0] == 0.5
+            if not valid or not low <= frexp(self.scale)[1] - 1 <= high:
+                raise ValueError(f"scale: expected a power of two from 2^{low} to 2^{high}, got {self.scale!r}")
+
+    @property
+    def _grid(self) -> FloatGrid:
+        return self._grid_at(0 if self.scale is None else frexp(self.scale)[1] - 1)
+
+    def fit(self, x: Any) -> Self:
+        """The format with the scale that suits the largest magnitude in `x`; itself where it has no scale to fit."""
+        array = _floats(x)
+        if not self._scales_itself:
+            return self
+        top, low, high = self._exponents()
+        exponent = exponent_of(array)
+        fitted = 0 if exponent is None else exponent - top
+        return replace(self, scale=2.0 ** min(max(fitted, low), high))  # type: ignore[type-var]
+
+    def stored_bits(self, shape: tuple[int, ...]) -> int:
+        """Bits of the codes, and of the scale's exponent where the array has one of its own."""
+        return super().stored_bits(shape) + (self.SCALE_BITS if self._scales_itself else 0)
+
+    def _fitted(self, x: np.ndarray) -> NumberFormat:
+        return self.fit(x) if self._scales_itself and self.scale is None else self
+
+    def _scales(self) -> np.ndarray | None:
+        return np.array([self.scale], np.float32) if self._scales_itself else None
+
+    def _scaled(self, scales: np.ndarray) -> NumberFormat:
+        if not self._scales_itself:
+            return super()._scaled(scales)
+        return replace(self, scale=float(np.asarray(scales).reshape(())))  # type: ignore[type-var]
+
+    def _round(self, numbers: np.ndarray, out: np.ndarray, first: int) -> None:
+        round_all(numbers, out, self._grid, self.rounding, first, self.seed)
+
+    def _encode(self, numbers: np.ndarray, codes: np.ndarray, first: int) -> None:
+        encode_all(numbers, codes, self._grid, self.rounding, first, self.seed)
+
+    def _decode(self, codes: np.ndarray, out: np.ndarray) -> None:
+        decode_all(codes, out, self._grid)
+
+
 def round_all(numbers: np.ndarray, out: np.ndarray, grid: FloatGrid, rounding: str, first: int, seed: int) -> None:
-    """Round a contiguous float32 array into another, for `NumberFormat._round`."""
+    """Round a contiguous float32 array into another, which may be the same.
+
+    Parameters
+    ----------
+    numbers, out : ndarray of float32, contiguous, one shape
+    grid : FloatGrid
+    rounding : {"nearest-even", "toward-zero", "stochastic"}
+        What is not one of the last two rounds to nearest, ties as the grid says.
+    first, seed : int
+        The place of the first number, and the seed, on which stochastic rounding depends.
+    """
     patterns, target = numbers.view(np.int32), out.view(np.int32)
     if rounding == "stochastic":
         _stochastic_all(patterns, target, grid, first, seed)
     else:
-        (_nearest_all if rounding == "nearest-even" else _toward_zero_all)(patterns, target, grid)
+        (_toward_zero_all if rounding == "toward-zero" else _nearest_all)(patterns, target, grid)
 
 
 def encode_all(numbers: np.ndarray, codes: np.ndarray, grid: FloatGrid, rounding: str, first: int, seed: int) -> None:
-    """Encode a contiguous float32 array, for `NumberFormat._encode`."""
+    """Encode a contiguous float32 array into one of unsigned integers; arguments as for `round_all`."""
     patterns = numbers.view(np.int32)
     if rounding == "stochastic":
         _encode_stochastic(patterns, codes, grid, first, seed)
     else:
-        (_encode_nearest if rounding == "nearest-even" else _encode_toward_zero)(patterns, codes, grid)
+        (_encode_toward_zero if rounding == "toward-zero" else _encode_nearest)(patterns, codes, grid)
 
 
 def decode_all(codes: np.ndarray, out: np.ndarray, grid: FloatGrid) -> None:
-    """Decode contiguous codes, for `NumberFormat._decode`."""
+    """Decode a contiguous array of codes into one of float32."""
     _decode(codes, out.view(np.int32), grid)
