@@ -108,3 +108,23 @@ def test_trials_train_a_quarter_of_the_recipe():
     trials = protocol.trials(None, {}, WORKLOAD)
     assert [t.setting for t in trials if not t.timing] == [{"epochs": 2}] * 5 + [DEEP]
     assert [t.setting for t in trials if t.timing] == [{"batch": 32}] * 5 + [DEEP] * 5
+
+
+def test_a_system_says_what_it_keeps_and_its_own_update_is_timed():
+    class Frugal(Plain):
+        used: list = []  # noqa: RUF012
+
+        def resident_bytes(self, network):
+            return 1000
+
+        def optimizer(self, parameters, **options):
+            self.used.append(options)
+            return torch.optim.SGD(parameters, **options)
+
+    own = quality(Frugal())["self"]
+    assert own["memory_footprint"] == 1000 + own["training_peak_bytes"]
+    case = Case(SimpleNamespace(settings={}), {}, Frugal(), WORKLOAD, {"batch": 8}, 0)
+    contest = protocol.contest(case)
+    assert Frugal.used == [{"lr": WORKLOAD.recipe.learning_rate}]
+    for call in contest.contestants.values():
+        call()

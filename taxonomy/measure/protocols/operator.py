@@ -83,9 +83,10 @@ class OperatorProtocol(Protocol):
         macs, effective = task.macs()
         stored = stored_bytes(prepared)
         call = task.call(subject, prepared)
+        result = call()  # compiled, and whatever it caches is there
         values: Values = {
             "self": {
-                "max_error": _error(call(), exact),  # compiled, and whatever it caches is there
+                "max_error": _error(result, exact),
                 "memory_footprint": _footprint(task, call, stored)
                 if _timed(case.technique, case.variant)
                 else Missing("emulated: what the emulation allocates says nothing of the arithmetic"),
@@ -94,10 +95,12 @@ class OperatorProtocol(Protocol):
                 "effective_macs": effective,
             }
         }
-        for who, other in self._others(case, task)[0].items():
-            values[who] = {"max_error": _error(other(), exact)}
         naive = LoopTiling(rung="naive") if case.technique.baseline == "naive" else None
-        values.setdefault("baseline", {}).update(_moved(task, case, naive, task.constant.nbytes, macs))
+        values["baseline"] = {**_moved(task, case, naive, task.constant.nbytes, macs)}
+        values["self"].update(task.figures(subject, result))
+        for who, other in self._others(case, task)[0].items():
+            result = other()
+            values.setdefault(who, {}).update({"max_error": _error(result, exact), **task.figures(None, result)})
         return values
 
     def _network(self, case: Case) -> Values:

@@ -21,7 +21,8 @@ DEEP = {"depth": 16, "batch": 8}
 """A chain much deeper than the workload's network: what a system saves on many layers."""
 
 RESIDENT = 4
-"""Numbers kept for each parameter by AdamW: weight, gradient and two moments."""
+"""Numbers kept for each parameter by AdamW: weight, gradient and two moments. A system that keeps something else says
+so by ``resident_bytes(network)``."""
 
 
 class TrainingSystemProtocol(Protocol):
@@ -49,7 +50,7 @@ class TrainingSystemProtocol(Protocol):
         own, plain = _one_batch(case), _one_batch(case, plain=True)
         values: Values = {
             "self": {
-                **own.figures(),
+                **own.figures(case.subject),
                 "gradient_error": _relative(own.gradient, plain.gradient),
                 "bytes_sent": Missing("one process: nothing is sent"),
             },
@@ -63,7 +64,11 @@ class TrainingSystemProtocol(Protocol):
         return values
 
     def contest(self, case: Case) -> Contest:
-        contestants = {"self": _one_batch(case).step(), "baseline": _one_batch(case, plain=True).step()}
+        own = getattr(case.subject, "optimizer", None)
+        contestants = {
+            "self": _one_batch(case).step(own),
+            "baseline": _one_batch(case, plain=True).step(own and torch.optim.AdamW),
+        }
         return Contest(contestants, work=case.setting["batch"], unit="items")
 
 
@@ -93,18 +98,24 @@ class OneBatch(Recipe):
         """The gradient of all parameters, flat."""
         return torch.cat([g.flatten().double() for g in self.seen["gradient"] if g is not None])
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self, system: Any = None) -> dict[str, Any]:
         """Bytes that the step makes, and those with all that training keeps resident."""
-        resident = RESIDENT * sum(p.numel() * p.element_size() for p in self.network.parameters())
+        if hasattr(system, "resident_bytes"):
+            resident = system.resident_bytes(self.network)
+        else:
+            resident = RESIDENT * sum(p.numel() * p.element_size() for p in self.network.parameters())
         return {"training_peak_bytes": self.seen["peak"], "memory_footprint": resident + self.seen["peak"]}
 
-    def step(self) -> Callable[[], None]:
-        """One forward and backward pass, to be timed."""
+    def step(self, optimizer: Callable[..., Any] | None = None) -> Callable[[], None]:
+        """One forward and backward pass, and an update by an optimizer where there is one, to be timed."""
         network, x, y = self.network.train(), self.seen["x"], self.seen["y"]
+        update = optimizer(network.parameters(), lr=self.learning_rate) if optimizer else None
 
         def call() -> None:
             network.zero_grad()
             cross_entropy(network, x, y).backward()
+            if update is not None:
+                update.step()
 
         return call
 

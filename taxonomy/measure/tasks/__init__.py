@@ -2,12 +2,13 @@
 
 from taxonomy.measure.tasks.convolution import Convolution
 from taxonomy.measure.tasks.product import Product
+from taxonomy.measure.tasks.solve import Solve
 from taxonomy.measure.tasks.sparse_product import SparseProduct
 from taxonomy.measure.tasks.task import INSTALL, Peer, Shape, Task
 
 __all__ = ["INSTALL", "TASKS", "Peer", "Shape", "Task", "task_of"]
 
-TASKS: tuple[type[Task], ...] = (Convolution, Product, SparseProduct)
+TASKS: tuple[type[Task], ...] = (Convolution, Product, Solve, SparseProduct)
 
 
 def task_of(shape: Shape, seed: int) -> Task:

@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from taxonomy.measure.protocol import Missing
+
 __all__ = ["INSTALL", "Peer", "Shape", "Task"]
 
 Shape = Mapping[str, Any]
@@ -74,6 +76,10 @@ class Task(ABC):
     def prepared(self, operator: Any) -> Any:
         """The constant operand in the operator's own form."""
         return operator.prepare(self.constant)
+
+    def figures(self, operator: Any, result: Any) -> dict[str, float | Missing]:
+        """Figures of this task alone, of an operator or (None) another contestant; they stand over the protocol's."""
+        return {}
 
     def baseline(self, name: str) -> Peer:
         """The contestant that a technique's `baseline` names.

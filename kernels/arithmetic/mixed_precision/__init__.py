@@ -1,0 +1,1 @@
+"""Several precisions in one computation, each where it suffices."""
