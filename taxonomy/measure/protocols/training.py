@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 
@@ -10,13 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from datasets import Workload, accuracy
+from datasets import Recipe, Workload, accuracy
+from datasets.workloads.recipe import cross_entropy
 from kernels import counting
+from kernels.energy import DRAM_ENERGY, mac_energy
 from kernels.model.transform import bake
 from taxonomy.measure.figures import costs, one_item
-from taxonomy.measure.protocol import REPETITIONS, Case, Protocol, Trial, Values
+from taxonomy.measure.protocol import REPETITIONS, Case, Missing, Protocol, Trial, Values
 
-__all__ = ["TrainingProtocol", "protocol"]
+__all__ = ["ScaledRecipe", "TrainingProtocol", "protocol", "recipe_of"]
 
 SMOOTHING = 0.1
 BACKWARD = 3
@@ -24,10 +27,17 @@ BACKWARD = 3
 
 
 class TrainingProtocol(Protocol):
-    """Train by the technique, by the plain recipe and with smoothed labels: same start, same updates, same order.
+    """Train by the technique and by others: same start, same updates, same order.
 
-    A technique's settings say which `network` of the workload learns: its own (network, the default) or its smaller
-    one (student). The workload's trained network is offered as the teacher; where it is used, it is a contestant.
+    A technique's settings say the conditions. `network`: which of the workload's networks learns, its own (network, the
+    default) or its smaller one (student). `contestants`: who learns beside the technique and the plain recipe in FP32
+    (baseline); label-smoothing and the teacher, if it was used, where nothing is said; any other name is a method of
+    the technique that gives a technique, such as `without`. `recipes`: names of conditions and what they change of the
+    recipe, see `recipe_of`; each is a setting of its own. `epochs`: by workload, instead of the recipe's.
+
+    A technique that says the bits of what training keeps (`cost_bits`) has bytes and joules of training, by counting;
+    joules by the cited energy of the format it names (`mac_format`, else `format`). One that writes into its trace the
+    ``bits`` of its forward and backward products has bit operations.
     """
 
     kind = "training"
@@ -35,25 +45,81 @@ class TrainingProtocol(Protocol):
     metrics = ("accuracy", "steps", "training_macs", "parameters", "macs")
 
     def trials(self, technique: Any, variant: Mapping[str, Any], workload: Any) -> list[Trial]:
-        return [Trial(seed=seed) for seed in range(REPETITIONS)]
+        recipes = getattr(technique, "settings", {}).get("recipes", ())
+        settings = [{"recipe": name} for name in recipes] or [{}]
+        return [Trial(setting, seed) for setting in settings for seed in range(REPETITIONS)]
 
     def quality(self, case: Case) -> Values:
-        workload = case.workload
-        which = case.technique.settings.get("network", "network")
-        network, teacher = getattr(workload, which)(case.seed), workload.trained()
-        meter = _Meter()
-        meter.watch(network, workload)
-        lessons = meter.watch(teacher, workload)
-        trained, trace = case.subject.train(network, workload.data(), workload.recipe, teacher, seed=case.seed)
-        cost = {"steps": len(trace), "training_macs": meter.macs}
-        values: Values = {
-            "self": {**_figures(bake(trained), workload), **cost},
-            "baseline": {**_plain(workload, which, case.seed, 0.0)},
-            "label-smoothing": {**_plain(workload, which, case.seed, SMOOTHING)},
-        }
-        if lessons:
-            values["teacher"] = {**_figures(workload.trained(), workload)}
+        workload, settings = case.workload, case.technique.settings
+        which, recipe = settings.get("network", "network"), recipe_of(case)
+        contestants = settings.get("contestants", ("label-smoothing", "teacher"))
+        values: Values = {}
+        own, lessons = _taught(case.subject, case, which, recipe)
+        values["self"] = own
+        values["baseline"] = {**_plain(workload, which, case.seed, 0.0, recipe)}
+        for who in contestants:
+            if who == "label-smoothing":
+                values[who] = {**_plain(workload, which, case.seed, SMOOTHING, recipe)}
+            elif who == "teacher":
+                if lessons:
+                    values[who] = {**_figures(workload.trained(), workload)}
+            else:
+                values[who], _ = _taught(getattr(case.subject, who)(), case, which, recipe)
+        if hasattr(case.subject, "cost_bits"):
+            values["baseline"] |= _resources(None, workload, which, recipe)
+        if "bit_operations" in own:
+            values["baseline"]["bit_operations"] = _bit_operations(own["macs"], [(32, 32)])
         return values
+
+
+@dataclass(frozen=True)
+class ScaledRecipe(Recipe):
+    """A recipe whose loss is multiplied by a factor: in exact arithmetic it would train the same network.
+
+    A loss that is a mean over many more things than an update's items (pixels, boxes, tokens) has such small gradients.
+    """
+
+    factor: float = 1.0
+
+    def loss(self, network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Cross-entropy times the factor."""
+        return self.factor * functional.cross_entropy(network(x), y)
+
+
+def recipe_of(case: Case) -> Recipe:
+    """The workload's recipe under the conditions that the setting names.
+
+    They are the technique's `settings`: of its `recipes`, ``rate`` multiplies the learning rate, ``loss`` the loss, and
+    any field of a recipe replaces the recipe's own.
+    """
+    recipe, settings = case.workload.recipe, case.technique.settings
+    if (epochs := settings.get("epochs", {}).get(case.workload.id)) is not None:
+        recipe = replace(recipe, epochs=epochs)
+    conditions = dict(settings["recipes"][case.setting["recipe"]]) if "recipe" in case.setting else {}
+    rate, factor = conditions.pop("rate", 1), conditions.pop("loss", None)
+    if conditions or rate != 1:
+        recipe = replace(recipe, **{"learning_rate": recipe.learning_rate * rate, **conditions})
+    if factor is not None:
+        own = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
+        recipe = ScaledRecipe(**own, factor=factor)
+    return recipe
+
+
+def _taught(subject: Any, case: Case, which: str, recipe: Recipe) -> tuple[dict[str, Any], list[int]]:
+    """Figures of a network that a technique trained, and the items of each call of the teacher."""
+    workload = case.workload
+    network, teacher = getattr(workload, which)(case.seed), workload.trained()
+    meter = _Meter()
+    meter.watch(network, workload)
+    lessons = meter.watch(teacher, workload)
+    trained, trace = subject.train(network, workload.data(), recipe, teacher, seed=case.seed)
+    cost = {"steps": len(trace), "training_macs": meter.macs}  # before the network is evaluated, under the meter's eye
+    values: dict[str, Any] = {**_figures(bake(trained), workload), **cost}
+    if hasattr(subject, "cost_bits"):
+        values |= _resources(subject, workload, which, recipe)
+    if trace and "bits" in trace[0]:
+        values["bit_operations"] = _bit_operations(values["macs"], [update["bits"] for update in trace])
+    return values, lessons
 
 
 class _Meter:
@@ -76,21 +142,89 @@ class _Meter:
 
 
 @cache
-def _plain(workload: Workload, which: str, seed: int, smoothing: float) -> dict[str, float]:
+def _plain(workload: Workload, which: str, seed: int, smoothing: float, recipe: Recipe) -> dict[str, float]:
     """The recipe with nothing added but smoothed labels; remembered, because all variants share it."""
     network, meter = getattr(workload, which)(seed), _Meter()
     meter.watch(network, workload)
+    factor = getattr(recipe, "factor", 1.0)
 
     def loss(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return functional.cross_entropy(network(x), y, label_smoothing=smoothing)
+        value = functional.cross_entropy(network(x), y, label_smoothing=smoothing)
+        return value if factor == 1.0 else factor * value
 
-    trace = workload.recipe.train(network, workload.data(), loss=loss, seed=seed)
+    trace = recipe.train(network, workload.data(), loss=loss, seed=seed)
     cost = {"steps": len(trace), "training_macs": meter.macs}
     return {**_figures(network, workload), **cost}
 
 
 def _figures(network: nn.Module, workload: Workload) -> dict[str, float]:
     return {"accuracy": accuracy(network, workload.data().test), **costs(network, workload)}
+
+
+# --- what training in a precision keeps, moves and takes, by counting ----------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Of one update: parameters, elements into and out of layers with products, peak bytes in FP32, MACs of an item."""
+
+    parameters: int
+    into: int
+    out: int
+    peak: int
+    macs: int
+
+
+@cache
+def _sizes(workload: Workload, which: str, batch: int) -> _Sizes:
+    network, data = getattr(workload, which)(0), workload.data()
+    x, y = torch.tensor(data.train.x[:batch]), torch.tensor(data.train.y[:batch])
+    into, out = [], []
+
+    def look(layer: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+        into.append(inputs[0].numel())
+        out.append((output[0] if isinstance(output, tuple) else output).numel())
+
+    layers = counting.macs_by_layer(network, one_item(workload))
+    hooks = [network.get_submodule(name).register_forward_hook(look) for name in layers]
+    network.train()(x)
+    for hook in hooks:
+        hook.remove()
+    peak = counting.training_peak_bytes(network, lambda: cross_entropy(network, x, y).backward())
+    parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    return _Sizes(parameters, sum(into), sum(out), peak, sum(layers.values()))
+
+
+def _resources(subject: Any, workload: Workload, which: str, recipe: Recipe) -> dict[str, Any]:
+    """Bytes that training keeps and that one update moves, joules an item; without a subject, of the plain recipe.
+
+    Kept are the weights as the passes see them, those that are stored if they differ, gradients, the optimizer's two
+    moments, and what the step makes. Moved are, forward, weights and inputs read and outputs written; backward,
+    weights, inputs and gradients of outputs read and gradients of inputs written; then gradients written and read,
+    stored weights and moments read and written, and the passes' weights written.
+    """
+    bits = {name: 32 for name in ("weights", "activations", "gradients", "stored", "state")}
+    if subject is not None:
+        bits |= subject.cost_bits()
+    size = _sizes(workload, which, recipe.batch)
+    w, a, g, kept, state = (bits[name] / 8 for name in ("weights", "activations", "gradients", "stored", "state"))
+    copy = w if kept != w else 0
+    resident = size.parameters * (copy + kept + g + 2 * state) + size.peak * a / 4
+    moved = size.into * (2 * a + g) + size.out * (a + g)
+    moved += size.parameters * (2 * w + 2 * g + 2 * kept + 4 * state + copy)
+    found: dict[str, Any] = {"memory_footprint": resident, "memory_access": moved}
+    try:
+        mac = mac_energy(getattr(subject, "mac_format", getattr(subject, "format", "fp32")))
+        found["energy"] = BACKWARD * size.macs * mac + moved / recipe.batch * DRAM_ENERGY
+    except KeyError as error:
+        found["energy"] = Missing(str(error.args[0]))
+    found["core_utilization"] = Missing("emulated: no units of the format are at work here, so nothing is timed")
+    return found
+
+
+def _bit_operations(macs: float, bits: list[tuple[int, int]]) -> float:
+    """Of one item's three products: forward by forward, then twice forward by backward; mean over the updates."""
+    return macs * sum(f * f + 2 * f * b for f, b in bits) / len(bits)
 
 
 protocol = TrainingProtocol()
