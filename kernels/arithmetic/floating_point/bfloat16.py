@@ -7,7 +7,8 @@ With e an exponent of eight bits and f a fraction of seven,
     infinities where f = 0, else NaN           e = 255
 
 Rounding goes to the nearest, ties to the even fraction, and what rounds beyond the largest number becomes infinite; or
-towards zero, which is dropping the lower half of a float32. A NaN stays a NaN of the same sign, made quiet.
+towards zero, which is dropping the lower half of a float32; or, stochastically, up with the probability that the
+dropped part says. A NaN stays a NaN of the same sign, made quiet.
 
 Source: D. Kalamkar et al., "A Study of BFLOAT16 for Deep Learning Training", 2019.
 
@@ -24,13 +25,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
-from kernels.arithmetic.number_format import NumberFormat
+from kernels.arithmetic.floating_point.grid import FloatFormat, FloatGrid, float_grid
+from kernels.arithmetic.rounding import check_rounding
 
 __all__ = ["BFloat16", "bfloat16_round"]
-
-ROUNDINGS = ("nearest-even", "toward-zero")
 
 
 def bfloat16_round(x: np.ndarray, rounding: str = "nearest-even") -> np.ndarray:
@@ -57,16 +56,20 @@ def bfloat16_round(x: np.ndarray, rounding: str = "nearest-even") -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class BFloat16(NumberFormat):
+class BFloat16(FloatFormat):
     """Bfloat16, x = (-1)^s 2^(e - 127) (1 + f / 2^7); a code is the upper half of the float32 with the same value.
 
     Parameters
     ----------
-    rounding : {"nearest-even", "toward-zero"}
+    rounding : {"nearest-even", "toward-zero", "stochastic"}
         The second is dropping bits: cheaper in hardware, twice the largest error, and biased.
+    seed : int
+        Of stochastic rounding: what is drawn depends on it and on a number's place in the array.
 
     Notes
     -----
+    Stochastic rounding takes float64 as it takes float32, rounded to odd: the probability is off by up to 2^-16.
+
     Source: Kalamkar et al. 2019.
 
     Examples
@@ -79,42 +82,15 @@ class BFloat16(NumberFormat):
     """
 
     rounding: str = "nearest-even"
-    bits = 16  # without annotation: a constant, not a field
+    seed: int = 0
+    bits = 16  # without annotation: constants, not fields
+    scale = None
 
     def __post_init__(self) -> None:
-        if self.rounding not in ROUNDINGS:
-            raise ValueError(f"rounding: expected {' or '.join(ROUNDINGS)}, got {self.rounding!r}")
+        check_rounding(self.rounding)
 
-    @property
-    def _increment(self) -> tuple[int, int]:
-        """What is added before bits are dropped: less than half a step, and the kept part's last bit, or nothing."""
-        return (0x7FFF, 1) if self.rounding == "nearest-even" else (0, 0)
-
-    def _round(self, numbers: np.ndarray, out: np.ndarray, first: int) -> None:
-        _round(numbers.view(np.uint32), out.view(np.uint32), *self._increment)
-
-    def _encode(self, numbers: np.ndarray, codes: np.ndarray, first: int) -> None:
-        _encode(numbers.view(np.uint32), codes, *self._increment)
+    def _grid_at(self, exponent: int) -> FloatGrid:
+        return float_grid(8, 7)
 
     def _decode(self, codes: np.ndarray, out: np.ndarray) -> None:
         np.left_shift(codes, np.uint32(16), out=out.view(np.uint32), dtype=np.uint32)
-
-
-@njit(cache=True, nogil=True)
-def _rounded(pattern, half, last):
-    """The pattern of a float32, its lower half rounded away: a carry into the exponent is what it should be."""
-    quiet = np.uint32((pattern | 0x00400000) & 0xFFFF0000)
-    rounded = np.uint32((pattern + half + ((pattern >> 16) & last)) & 0xFFFF0000)
-    return quiet if np.uint32(pattern & 0x7FFFFFFF) > np.uint32(0x7F800000) else rounded
-
-
-@njit(cache=True, nogil=True)
-def _round(patterns, out, half, last):
-    for i in range(patterns.size):
-        out[i] = _rounded(patterns[i], half, last)
-
-
-@njit(cache=True, nogil=True)
-def _encode(patterns, codes, half, last):
-    for i in range(patterns.size):
-        codes[i] = _rounded(patterns[i], half, last) >> 16

@@ -96,9 +96,22 @@ def largest_exponent(exponent_bits: int, mantissa_bits: int, bias: int, specials
 
 def exponent_of(x: np.ndarray) -> int | None:
     """The e with 2^e <= m < 2^(e + 1), m being the largest finite magnitude in `x`; None where all are zero."""
-    finite = np.abs(x[np.isfinite(x)])
-    largest = float(finite.max(initial=0.0))
+    if x.dtype == np.float32 and (x.flags.c_contiguous or x.flags.f_contiguous):
+        largest = float(np.int32(_largest(x.ravel("K").view(np.int32))).view(np.float32))
+    else:
+        largest = float(np.abs(x[np.isfinite(x)]).max(initial=0.0))
     return frexp(largest)[1] - 1 if largest else None
+
+
+@njit(cache=True, nogil=True)
+def _largest(patterns):
+    """The pattern of the largest finite magnitude."""
+    largest = np.int32(0)
+    for i in range(patterns.size):
+        magnitude = np.int32(patterns[i] & np.int32(0x7FFFFFFF))
+        magnitude = magnitude if magnitude < np.int32(INFINITY) else np.int32(0)
+        largest = max(largest, magnitude)
+    return largest
 
 
 def check_float(exponent_bits: int, mantissa_bits: int, bias: int, subnormals: bool, specials: str) -> None:

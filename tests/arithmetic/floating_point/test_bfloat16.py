@@ -28,7 +28,7 @@ def test_every_code():
     np.testing.assert_array_equal(decoded.view(np.uint32), expected.view(np.uint32))
     assert len(BFloat16().values()) == 2**16 - 2 * 2**7 - 1  # without infinities and NaN; one of two zeros
     kept = ~np.isnan(decoded)
-    for rounding in ROUNDINGS:
+    for rounding in (*ROUNDINGS, "stochastic"):
         np.testing.assert_array_equal(BFloat16(rounding).encode(decoded).codes[kept], CODES[kept])
 
 
@@ -93,6 +93,17 @@ def test_overflow_is_that_of_the_rounding():
     np.testing.assert_array_equal(BFloat16("toward-zero").round(x), [largest, -largest, largest, largest, np.inf])
 
 
+def test_stochastic_rounding_leaves_the_mean():
+    """Within five standard deviations of the mean of n draws; and the dropped half of a float32 is the probability."""
+    n, step = 1 << 18, 2.0**-7
+    for dropped in (1, 0x0800, 0x8000, 0xFFFF):
+        x = np.uint32(0x3F800000 + dropped).view(np.float32)
+        drawn = BFloat16("stochastic", seed=dropped).round(np.full(n, x))
+        assert set(drawn.tolist()) <= {1.0, 1 + step}
+        p = dropped / 2**16
+        assert abs(np.mean(drawn == 1 + step) - p) <= 5 * np.sqrt(p * (1 - p) / n)
+
+
 def test_an_unknown_rounding_is_refused():
-    with pytest.raises(ValueError, match="rounding: expected nearest-even or toward-zero, got 'up'"):
+    with pytest.raises(ValueError, match="rounding: expected nearest-even or toward-zero or stochastic, got 'up'"):
         BFloat16("up")
