@@ -14,9 +14,18 @@ from hypothesis import strategies as st
 
 from kernels.arithmetic.alternative_numbers.posit import Posit
 from kernels.arithmetic.floating_point.bfloat16 import BFloat16
+from kernels.arithmetic.floating_point.fp8 import FP8
+from kernels.arithmetic.floating_point.fp16 import FP16
+from kernels.arithmetic.floating_point.fp32 import FP32
+from kernels.arithmetic.floating_point.minifloat import Minifloat
+from kernels.arithmetic.floating_point.tf32 import TF32
 from kernels.arithmetic.number_format import Encoded, _round_to_odd
 
-FORMATS = [Posit(), Posit(8, 0), Posit(6, 2), Posit(32, 2), BFloat16(), BFloat16("toward-zero")]
+FORMATS = [
+    *(Posit(), Posit(8, 0), Posit(6, 2), Posit(32, 2), BFloat16(), BFloat16("toward-zero")),
+    *(FP32(), FP16(), FP8(), FP8("e5m2", saturate=False), TF32("dlfloat")),
+    Minifloat(3, 2, subnormals=False, specials="none"),
+]
 every_format = pytest.mark.parametrize("form", FORMATS, ids=str)
 SPECIAL = [0.0, -0.0, np.nan, np.inf, -np.inf, 1e-45, -1e-45, 5e-39, 3.4e38, -3.4e38, 1.0, -1.0, np.pi]
 

@@ -77,9 +77,10 @@ def shifted_squeezed_round(x: np.ndarray, squeeze: float, shift: float) -> np.nd
     ndarray of float64
     """
     x = np.asarray(x, np.float64)
+    centre = 2.0 ** (-shift / squeeze)  # 2^μ: 2^β itself may be beyond float64
     with np.errstate(over="ignore", under="ignore"):
-        y = minifloat_round(np.exp2(shift) * np.abs(x) ** squeeze, 5, 2, 15, saturate=True)
-        return np.copysign((np.exp2(-shift) * y) ** (1 / squeeze), x)
+        y = minifloat_round((np.abs(x) / centre) ** squeeze, 5, 2, 15, saturate=True)
+        return np.copysign(y ** (1 / squeeze) * centre, x)
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ def _tables(squeeze: float, shift: float) -> Tables:
 
     def back(y: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore", under="ignore"):
-            return (np.exp2(-shift) * y) ** (1 / squeeze)
+            return y ** (1 / squeeze) * 2.0 ** (-shift / squeeze)
 
     grid = np.array([minifloat_value(code, 5, 2, 15) for code in range(FINITE)])
     middles = (grid[:-1] + grid[1:]) / 2
