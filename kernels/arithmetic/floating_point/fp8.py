@@ -28,6 +28,7 @@ array([3.125000e-01, 9.765625e-04, 5.120000e+02,         -inf],
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import frexp
 
 from kernels.arithmetic.floating_point.grid import FloatFormat, FloatGrid, biases, float_grid, largest_exponent
 from kernels.arithmetic.rounding import check_rounding
@@ -36,6 +37,7 @@ __all__ = ["FIELDS", "FP8"]
 
 FIELDS = {"e4m3": (4, 3, 7, "nan"), "e5m2": (5, 2, 15, "ieee")}
 """Exponent bits, mantissa bits, bias and specials; `minifloat_round` with them is the plain statement."""
+LARGEST = {"e4m3": 448.0, "e5m2": 57344.0}
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class FP8(FloatFormat):
     seed : int
         Of stochastic rounding: what is drawn depends on it and on a number's place in the array.
     scaled : bool
-        Whether each array is given a scale, a power of two, that brings its largest number to the top of the range.
+        Whether each array is given a scale: the smallest power of two with which its largest number does not saturate.
     scale : float, optional
         What the grid is multiplied by where `scaled`; fixed by `fit`.
 
@@ -97,6 +99,11 @@ class FP8(FloatFormat):
         exponent_bits, mantissa_bits, bias, specials = FIELDS[self.format]
         low, high = biases(exponent_bits, mantissa_bits, True, specials)
         return largest_exponent(exponent_bits, mantissa_bits, bias, specials), bias - high, bias - low
+
+    def _exponent_for(self, largest: float) -> int:
+        given, exponent = frexp(largest)
+        own, top = frexp(LARGEST[self.format])
+        return exponent - top + (given > own)
 
     def _grid_at(self, exponent: int) -> FloatGrid:
         exponent_bits, mantissa_bits, bias, specials = FIELDS[self.format]

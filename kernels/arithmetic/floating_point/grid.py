@@ -47,9 +47,9 @@ __all__ = [
     "code_of",
     "decode_all",
     "encode_all",
-    "exponent_of",
     "float_grid",
     "largest_exponent",
+    "largest_magnitude",
     "nearest",
     "radix4_grid",
     "round_all",
@@ -94,13 +94,11 @@ def largest_exponent(exponent_bits: int, mantissa_bits: int, bias: int, specials
     return top - bias - (specials == "ieee" or (specials == "nan" and mantissa_bits == 0))
 
 
-def exponent_of(x: np.ndarray) -> int | None:
-    """The e with 2^e <= m < 2^(e + 1), m being the largest finite magnitude in `x`; None where all are zero."""
+def largest_magnitude(x: np.ndarray) -> float:
+    """The largest finite magnitude in `x`, 0 where there is none."""
     if x.dtype == np.float32 and (x.flags.c_contiguous or x.flags.f_contiguous):
-        largest = float(np.int32(_largest(x.ravel("K").view(np.int32))).view(np.float32))
-    else:
-        largest = float(np.abs(x[np.isfinite(x)]).max(initial=0.0))
-    return frexp(largest)[1] - 1 if largest else None
+        return float(np.int32(_largest(x.ravel("K").view(np.int32))).view(np.float32))
+    return float(np.abs(x[np.isfinite(x)]).max(initial=0.0))
 
 
 @njit(cache=True, nogil=True)
@@ -406,9 +404,9 @@ def _decode(codes, out, grid):
 class FloatFormat(NumberFormat):
     """A format that is a `FloatGrid`; a base of dataclasses, which say the grid, the bits and how to round.
 
-    A grid may be stretched by a power of two, its scale, which only shifts exponents: no digit is lost by it. `fit`
-    chooses it so that the largest number of the grid shares its exponent with the largest number given, as the shared
-    exponents of the OCP's microscaling formats and the bias of AdaptivFloat do; what is a little larger saturates.
+    A grid may be stretched by a power of two, its scale, which only shifts exponents: no digit is lost by it. Unless a
+    format says otherwise, `fit` chooses it so that the largest number of the grid shares its exponent with the largest
+    magnitude given, as the shared exponents of the OCP's microscaling formats and the bias of AdaptivFloat do.
     """
 
     rounding: str
@@ -446,10 +444,14 @@ class FloatFormat(NumberFormat):
         array = _floats(x)
         if not self._scales_itself:
             return self
-        top, low, high = self._exponents()
-        exponent = exponent_of(array)
-        fitted = 0 if exponent is None else exponent - top
-        return replace(self, scale=2.0 ** min(max(fitted, low), high))  # type: ignore[type-var]
+        _, low, high = self._exponents()
+        largest = largest_magnitude(array)
+        exponent = self._exponent_for(largest) if largest else 0
+        return replace(self, scale=2.0 ** min(max(exponent, low), high))  # type: ignore[type-var]
+
+    def _exponent_for(self, largest: float) -> int:
+        """The exponent of the scale that suits numbers up to this one."""
+        return frexp(largest)[1] - 1 - self._exponents()[0]
 
     def stored_bits(self, shape: tuple[int, ...]) -> int:
         """Bits of the codes, and of the scale's exponent where the array has one of its own."""

@@ -114,7 +114,7 @@ def test_a_scale_a_tensor(name):
     for exponent in (-90, -9, 0, 40):
         x = (np.random.default_rng(0).standard_normal(1000) * 2.0**exponent).astype(np.float32)
         own = form.fit(x)
-        assert LARGEST[name] / 2 < np.abs(x).max() / own.scale < 2 * LARGEST[name]
+        assert LARGEST[name] / 2 < np.abs(x).max() / own.scale <= LARGEST[name]
         np.testing.assert_array_equal(own.round(x), FP8(name).round(x / own.scale) * np.float32(own.scale))
         np.testing.assert_array_equal(form.round(x), own.round(x))
         encoded = form.encode(x)
@@ -122,6 +122,8 @@ def test_a_scale_a_tensor(name):
         np.testing.assert_array_equal(form.decode(encoded), own.round(x))
     assert form.stored_bits((1000,)) == own.stored_bits((1000,)) == 8008
     assert FP8(name).stored_bits((1000,)) == 8000 and FP8(name).fit(x) == FP8(name)
+    for largest, scale in ((LARGEST[name], 1), (LARGEST[name] * 1.001, 2), (LARGEST[name] / 2, 0.5)):
+        assert form.fit(np.float32([0, -largest])).scale == scale
     assert form.fit(np.float32([0, -0.0])).scale == form.fit(np.float32([np.inf])).scale == 1
 
 
