@@ -36,6 +36,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numba import njit
 
+from kernels.arithmetic.bits import shift_right
 from kernels.arithmetic.floating_point.minifloat import minifloat_round, minifloat_value
 from kernels.arithmetic.number_format import NumberFormat, _floats
 
@@ -45,7 +46,9 @@ TARGET = 15.0
 """The logarithm that the largest magnitude is brought to: the largest exponent of E5M2."""
 FINITE = 124
 """Codes of E5M2 that are numbers of 0 or more."""
-BUCKET = 18
+NAN = 126
+"""The code of NaN."""
+BUCKET = 17
 """Bits of a float32's pattern below those that choose where a search for its code begins."""
 
 
@@ -147,10 +150,10 @@ class ShiftedSqueezedFP8(NumberFormat):
         return _tables(1.0 if self.squeeze is None else self.squeeze, 0.0 if self.shift is None else self.shift)
 
     def _round(self, numbers: np.ndarray, out: np.ndarray, first: int) -> None:
-        _round(numbers.view(np.int32), out, *self._tables)
+        _round(numbers.view(np.uint32), out, *self._tables)
 
     def _encode(self, numbers: np.ndarray, codes: np.ndarray, first: int) -> None:
-        _encode(numbers.view(np.int32), codes, *self._tables[1:])
+        _encode(numbers.view(np.uint32), codes, *self._tables[1:])
 
     def _decode(self, codes: np.ndarray, out: np.ndarray) -> None:
         np.take(self._tables.values, codes, out=out)
@@ -160,8 +163,8 @@ class Tables(NamedTuple):
     """What the codes stand for, and where they begin."""
 
     values: np.ndarray  # float32, of all 256 codes
-    begins: np.ndarray  # int32: pattern of the smallest float32 that goes to a code from 1 on; beyond the last, never
-    start: np.ndarray  # int16: a code that no pattern of a bucket goes below
+    begins: np.ndarray  # uint32: pattern of the smallest float32 that goes to a code from 1 on; beyond the last, never
+    start: np.ndarray  # uint32: a code that no pattern of a bucket goes below
     most: int  # how many codes begin in one bucket, at most
 
 
@@ -184,29 +187,41 @@ def _tables(squeeze: float, shift: float) -> Tables:
     patterns += np.where(ties_up, begins < exact, begins <= exact)
     values = np.concatenate([x, np.full(128 - FINITE, np.nan, np.float32)])
     values = np.concatenate([values, -values])
-    begins = np.append(patterns, 2**31 - 1).astype(np.int32)
+    begins = np.append(patterns, 2**32 - 1).astype(np.uint32)
     edges = np.arange(2 ** (31 - BUCKET) + 1) << BUCKET
-    codes = np.searchsorted(begins[:-1], edges, side="right").astype(np.int16)  # of the first pattern of each bucket
+    codes = np.searchsorted(begins[:-1], edges, side="right").astype(np.uint32)  # of the first pattern of each bucket
     return Tables(values, begins, codes[:-1], int(np.max(np.diff(codes))))
+
+
+# Indices are unsigned: a signed one might count from the end, and the loop would not be vectorised for it. Mostly one
+# code at most begins in a bucket; a loop of one step, known as the code is made, is vectorised too.
 
 
 @njit(cache=True, nogil=True, inline="always")
 def _code(pattern, begins, start, most):
-    magnitude = pattern & 0x7FFFFFFF
-    code = start[magnitude >> BUCKET]
+    magnitude = np.uint32(pattern & np.uint32(0x7FFFFFFF))
+    code = start[shift_right(magnitude, BUCKET)]
     for _ in range(most):
-        code += begins[code] <= magnitude
-    code = code if magnitude <= 0x7F800000 else 126
-    return code | ((pattern >> 31) & 1) << 7
+        code = np.uint32(code + np.uint32(begins[code] <= magnitude))
+    code = code if magnitude <= np.uint32(0x7F800000) else np.uint32(NAN)
+    return np.uint32(code | np.uint32(shift_right(pattern, 24) & np.uint32(0x80)))
 
 
 @njit(cache=True, nogil=True)
 def _encode(patterns, codes, begins, start, most):
-    for i in range(patterns.size):
-        codes[i] = _code(patterns[i], begins, start, most)
+    if most <= 1:
+        for i in range(patterns.size):
+            codes[i] = _code(patterns[i], begins, start, 1)
+    else:
+        for i in range(patterns.size):
+            codes[i] = _code(patterns[i], begins, start, most)
 
 
 @njit(cache=True, nogil=True)
 def _round(patterns, out, values, begins, start, most):
-    for i in range(patterns.size):
-        out[i] = values[_code(patterns[i], begins, start, most)]
+    if most <= 1:
+        for i in range(patterns.size):
+            out[i] = values[_code(patterns[i], begins, start, 1)]
+    else:
+        for i in range(patterns.size):
+            out[i] = values[_code(patterns[i], begins, start, most)]
