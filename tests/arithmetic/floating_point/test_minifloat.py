@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.arithmetic.floating_point.grid import biases
+from kernels.arithmetic.floating_point.grid import biases, float_grid, round_all
 from kernels.arithmetic.floating_point.minifloat import Minifloat, minifloat_round, minifloat_value
 from kernels.arithmetic.number_format import Encoded
 
@@ -35,6 +35,12 @@ SHAPES = [
     if (specials != "ieee" or (e > 1 and m > 0)) and (e, m) != (1, 0)
     for shape in [(e, m, 2 ** (e - 1) - 1 if bias is None else bias, subnormals, specials)]
     if biases(e, m, subnormals, specials)[0] <= shape[2] <= biases(e, m, subnormals, specials)[1]
+]
+SHAPES += [  # at both ends of what float32 holds
+    (e, m, bias, subnormals, specials)
+    for e, m, specials in ((4, 3, "ieee"), (3, 2, "none"), (2, 1, "nan"), (5, 0, "none"), (6, 2, "ieee"))
+    for subnormals in (True, False)
+    for bias in biases(e, m, subnormals, specials)
 ]
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
@@ -76,7 +82,7 @@ def test_every_shape_is_exact_where_it_decides(rounding, saturate):
         form = Minifloat(e, m, bias, subnormals, specials, saturate, rounding)
         grid = exact_grid(e, m, bias, subnormals, specials)
         step = exact_grid(e + 1, m, bias, subnormals, "none")[len(grid)] - grid[-1]  # to what the next code would be
-        x = np.float32([float(p) for p in deciding(grid, step)])
+        x = np.float32([float(p) for p in deciding(grid, step) if p < 2**128 - 2**104])
         points = [Fraction(float(p)) for p in x]
         codes = np.array([exact_code(p, grid, step, rounding) for p in points])
         largest = float(grid[-1])
@@ -220,6 +226,15 @@ def test_a_bias_of_its_own_for_each_tensor():
         assert form.fit(empty).scale == 1
     assert form.fit(np.float32([1e-45])).round(np.float32(1e-45)) == 0  # float32 holds no smaller grid
     assert Minifloat(3, 2).fit(x) == Minifloat(3, 2)
+
+
+def test_ties_away_need_a_grid_without_subnormals_of_its_own():
+    with pytest.raises(ValueError, match="ties: expected even, or away in a grid without subnormals"):
+        float_grid(4, 3, ties="away")
+    grid = float_grid(3, 1, subnormals=False, specials="none", ties="away")
+    x = np.float32([1.25, 1.75, -1.25, 1.2, 0.09375])
+    round_all(x, x, grid, "nearest-even", first=0, seed=0)
+    np.testing.assert_array_equal(x, [1.5, 2, -1.5, 1, 0])
 
 
 @pytest.mark.parametrize(
