@@ -84,7 +84,7 @@ def test_it_converges_where_condition_times_roundoff_is_below_one_and_says_so_be
         assert operator.refine(*system(64, good)).converged, factor
         a, b = system(64, bad)
         solution = operator.refine(a, b)
-        assert not solution.converged, factor
+        assert not solution.converged and len(solution.widths) <= 3, factor  # it stalled, and was not tried for long
         np.testing.assert_allclose(solution.x, np.linalg.solve(a, b), rtol=1e-12)  # FP64 factors did it
         assert solution.macs[64] >= 64**3 // 3
 
@@ -144,6 +144,19 @@ def test_blocked_factors_multiply_to_the_matrix_within_fp16(n):
     assert np.all(np.abs(lower @ upper - rows) <= bound)
     if n > 32:
         assert np.abs(lower @ upper - rows).max() > 2.0**-20  # FP16 was really there
+
+
+def test_what_a_block_leaves_behind_is_updated_by_fp16_operands_and_fp32_sums():
+    n, k = 64, 32
+    a, _ = system(n, 20)
+    factors, pivots = _blocked_lu(a.astype(np.float32))
+    rows = a.astype(np.float32)
+    for i, pivot in enumerate(pivots):
+        rows[[i, pivot]] = rows[[pivot, i]]
+    low, right = (part.astype(np.float16).astype(np.float64) for part in (factors[k:, :k], factors[:k, k:]))
+    left = rows[k:, k:] - low @ right
+    lower, upper = np.tril(factors[k:, k:], -1) + np.eye(n - k), np.triu(factors[k:, k:])
+    np.testing.assert_allclose(lower @ upper, left, rtol=0, atol=2e-6)
 
 
 def test_plain_and_fast_agree():
