@@ -26,6 +26,7 @@ tensor([0.2500, 0.3125])
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -100,6 +101,8 @@ class LowPrecisionSGD(torch.optim.Optimizer):
         α, ρ and λ.
     format : optional
         Q, anything with ``round(tensor)`` and ``seed``; None keeps v in FP32.
+    settled : callable of int, optional
+        The share of the rate at an update, counted from zero; one by default.
 
     Examples
     --------
@@ -111,14 +114,17 @@ class LowPrecisionSGD(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, parameters: Any, lr: float, momentum: float = MOMENTUM, weight_decay: float = 0.0, format: Any = None
-    ) -> None:
-        self.format, self.count = format, 0
+        self, parameters: Any, lr: float, momentum: float = MOMENTUM, weight_decay: float = 0.0, format: Any = None,
+        settled: Callable[[int], float] = lambda update: 1.0,
+    ) -> None:  # fmt: skip
+        self.format, self.settled, self.count, self.updates = format, settled, 0, 0
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:  # type: ignore[override]
         """One update."""
+        share = self.settled(self.updates)
+        self.updates += 1
         for group in self.param_groups:
             for w in group["params"]:
                 if w.grad is None:
@@ -130,7 +136,7 @@ class LowPrecisionSGD(torch.optim.Optimizer):
                     self.count += 1
                     v = replace(self.format, seed=self.format.seed + self.count).round(v)
                 self.state[w]["v"] = v
-                w.add_(v, alpha=-group["lr"])
+                w.add_(v, alpha=-group["lr"] * share)
         return None
 
 
@@ -181,9 +187,13 @@ class AveragedLowPrecisionSGD:
     Parameters
     ----------
     bits : int
-        W; 32 rounds nothing.
+        W of activations, errors, gradients and momentum; 32 rounds nothing.
+    weights : int
+        W of the weights, as they are kept and multiplied.
     rate : float
         α.
+    settled : float
+        The share of α that is left when averaging begins, at a rate that is constant from then on.
     start : float
         S, as a share of all steps.
     cycle : int
@@ -191,9 +201,9 @@ class AveragedLowPrecisionSGD:
 
     Notes
     -----
-    Adapted: the networks are trained for tens of epochs at one rate, where the paper first lets a decaying rate bring
-    low-precision SGD near its end; batch norm's statistics are gathered anew for the mean by one pass over the training
-    items, as stochastic weight averaging does. Bit centering (HALP) is left out: its inner loop needs the full gradient
+    Adapted: the rate falls once, where the paper's falls gradually before averaging begins; weights may have fewer bits
+    than the other numbers; batch norm's statistics are gathered anew for the mean by one pass over the training items,
+    as stochastic weight averaging does. Bit centering (HALP) is left out: its inner loop needs the full gradient
     of SVRG, for which these workloads are not made.
 
     Source: Yang et al. 2019, algorithm 2.
@@ -209,16 +219,21 @@ class AveragedLowPrecisionSGD:
     """
 
     bits: int = 8
+    weights: int = 8
     rate: float = 0.05
+    settled: float = 0.2
     start: float = 0.5
     cycle: int = 1
     averaged = True  # without annotation: a constant, not a field
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.bits, int) and 2 <= self.bits <= 32):
-            raise ValueError(f"bits: expected 2 to 32, got {self.bits!r}")
+        for name in ("bits", "weights"):
+            if not (isinstance(bits := getattr(self, name), int) and 2 <= bits <= 32):
+                raise ValueError(f"{name}: expected 2 to 32, got {bits!r}")
         if not self.rate > 0:
             raise ValueError(f"rate: expected a positive number, got {self.rate!r}")
+        if not 0 < self.settled <= 1:
+            raise ValueError(f"settled: expected a share above 0 up to 1, got {self.settled!r}")
         if not 0 <= self.start < 1:
             raise ValueError(f"start: expected a share from 0 to below 1, got {self.start!r}")
         if not (isinstance(self.cycle, int) and self.cycle >= 1):
@@ -226,9 +241,9 @@ class AveragedLowPrecisionSGD:
 
     @property
     def precision(self) -> Precision:
-        """The same format for all four kinds of array."""
-        form = None if self.bits == 32 else SharedExponent(self.bits)
-        return Precision(form, form, form, form)
+        """Of the four kinds of array: weights in their own width, as multiplied and as kept."""
+        form, own = (None if bits == 32 else SharedExponent(bits) for bits in (self.bits, self.weights))
+        return Precision(own, form, form, own)
 
     def train(
         self, network: nn.Module, data: Any, recipe: Any, teacher: Any = None, *, seed: int | None = None
@@ -268,10 +283,13 @@ class AveragedLowPrecisionSGD:
                 counts.append(counts[-1] if counts else 0)
 
         own = replace(recipe, learning_rate=self.rate, schedule="constant" if self.averaged else recipe.schedule)
-        form = self.precision.stored if self.bits == 32 else replace(self.precision.stored, seed=seed)
+        form = None if self.bits == 32 else SharedExponent(self.bits, seed)
         trained, trace = train_in(
             self.precision, network, data, own, seed=seed, on_step=look,
-            optimizer=lambda parameters, _: LowPrecisionSGD(parameters, self.rate, format=form),
+            optimizer=lambda parameters, _: LowPrecisionSGD(
+                parameters, self.rate, format=form,
+                settled=lambda update: self.settled if self.averaged and update >= first else 1.0,
+            ),
         )  # fmt: skip
         if means:
             with torch.no_grad():
@@ -284,21 +302,23 @@ class AveragedLowPrecisionSGD:
 
     def without(self) -> AveragedLowPrecisionSGD:
         """The same descent in as many bits under the recipe's falling rate, its last iterate and no mean."""
-        return _LastIterate(self.bits, self.rate, self.start, self.cycle)
+        return _LastIterate(self.bits, self.weights, self.rate, self.settled, self.start, self.cycle)
 
     def cost_bits(self) -> dict[str, float]:
         """Bits of an element: the momentum beside the weights, and the FP32 mean where there is one.
 
         The protocol counts two numbers of state for each weight; the two here are of different widths.
         """
-        kinds = ("weights", "activations", "gradients", "stored")
         mean = 32 if self.averaged else 0
-        return {**dict.fromkeys(kinds, self.bits), "state": (self.bits + mean) / 2}
+        kinds = {"weights": self.weights, "activations": self.bits, "gradients": self.bits, "stored": self.weights}
+        return {**kinds, "state": (self.bits + mean) / 2}
 
     @property
     def mac_format(self) -> str:
         """Products within two blocks are products of integers."""
-        return f"int{self.bits}" if self.bits < 32 else "fp32"
+        if self.bits == self.weights:
+            return f"int{self.bits}" if self.bits < 32 else "fp32"
+        return f"int{self.weights} by int{self.bits}"
 
     format = mac_format
 

@@ -111,7 +111,7 @@ def test_momentum_is_kept_in_few_bits():
 def test_with_rounding_off_it_is_torchs_averaged_model_of_the_same_run(name, start, cycle):
     workload = datasets.workload(name)
     recipe = replace(RECIPE, learning_rate=0.05, schedule="constant")
-    technique = AveragedLowPrecisionSGD(bits=32, rate=0.05, start=start, cycle=cycle)
+    technique = AveragedLowPrecisionSGD(32, 32, rate=0.05, settled=1.0, start=start, cycle=cycle)
     own, trace = technique.train(workload.network(), workload.data(), RECIPE, seed=4)
     averaged, steps = None, len(trace)
 
@@ -171,13 +171,27 @@ def test_training_leaves_its_arguments_and_repeats_itself():
 
 def test_without_the_mean_the_last_iterate_is_on_the_grid():
     workload = datasets.workload("digits-mlp")
-    plain = AveragedLowPrecisionSGD(4).without()
+    plain = AveragedLowPrecisionSGD(4, 4).without()
     network, trace = plain.train(workload.network(), workload.data(), RECIPE)
     row = network[1].weight[0].detach()
     step = 2.0 ** (math.frexp(float(row.abs().max()))[1] - 1 - 4 + 2)
     assert torch.equal(row / step, (row / step).round()) and trace[-1]["averaged"] == 0
     assert plain.cost_bits()["state"] == 2 and AveragedLowPrecisionSGD(4).cost_bits()["state"] == 18
     assert AveragedLowPrecisionSGD().mac_format == "int8"
+    narrow = AveragedLowPrecisionSGD(weights=4)
+    assert narrow.mac_format == "int4 by int8" and narrow.cost_bits()["stored"] == 4
+    assert narrow.precision == Precision(SharedExponent(4), SharedExponent(8), SharedExponent(8), SharedExponent(4))
+
+
+def test_the_rate_settles_when_averaging_begins():
+    w, rates = nn.Parameter(torch.zeros(1)), []
+    optimizer = LowPrecisionSGD([w], lr=1.0, momentum=0.0, settled=lambda update: 1.0 if update < 2 else 0.25)
+    for _ in range(4):
+        before = float(w.detach())
+        w.grad = torch.ones(1)
+        optimizer.step()
+        rates.append(before - float(w.detach()))
+    assert rates == [1, 1, 0.25, 0.25]
 
 
 def test_refreshed_statistics_are_those_of_torch():
@@ -195,6 +209,8 @@ def test_refreshed_statistics_are_those_of_torch():
 def test_bad_input():
     for options, message in (
         ({"bits": 1}, "bits: expected 2 to 32, got 1"),
+        ({"weights": 33}, "weights: expected 2 to 32, got 33"),
+        ({"settled": 0.0}, "settled: expected a share above 0 up to 1, got 0.0"),
         ({"rate": 0.0}, "rate: expected a positive number, got 0.0"),
         ({"start": 1.0}, "start: expected a share from 0 to below 1, got 1.0"),
         ({"cycle": 0}, "cycle: expected a positive integer, got 0"),
