@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kernels.arithmetic.alternative_numbers.posit import Posit, posit_round, posit_value
 
 WIDTHS = [(bits, es) for bits in range(2, 11) for es in range(5)]
-VARIANTS = [(16, 1), (8, 0), (8, 2), (16, 2)]
+VARIANTS = [(16, 1), (16, 0), (16, 2), (8, 0), (8, 1), (8, 2)]
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
 
@@ -58,7 +58,7 @@ def deciding(bits: int, es: int) -> np.ndarray:
     return np.concatenate([points, np.nextafter(points, 0), np.nextafter(points, np.inf)])
 
 
-@pytest.mark.parametrize(("bits", "es"), [*WIDTHS, (16, 1), (16, 2)])
+@pytest.mark.parametrize(("bits", "es"), [*WIDTHS, (16, 0), (16, 1), (16, 2)])
 def test_values_are_exact(bits, es):
     expected = [exact_value(code, bits, es) for code in range(2**bits)]
     form = Posit(bits, es)
@@ -70,7 +70,7 @@ def test_values_are_exact(bits, es):
         assert posit_value(code, bits, es) == decoded[code] or expected[code] is None
 
 
-@pytest.mark.parametrize(("bits", "es"), [*WIDTHS, (16, 1), (16, 2)])
+@pytest.mark.parametrize(("bits", "es"), [*WIDTHS, (16, 0), (16, 1), (16, 2)])
 def test_rounding_is_exact_at_every_decision(bits, es):
     x = deciding(bits, es)
     form = Posit(bits, es)
@@ -106,7 +106,7 @@ def test_wide_posits_are_exact(bits, es, xs):
     np.testing.assert_array_equal(form.round(x), form.decode(codes))
 
 
-@pytest.mark.parametrize(("bits", "es"), [*VARIANTS, (32, 2), (24, 2)])
+@pytest.mark.parametrize(("bits", "es"), [(8, 0), (16, 1), (8, 2), (16, 2), (32, 2), (24, 2)])
 def test_softposit_agrees(bits, es):
     pytest.importorskip("softposit")
     from taxonomy.measure.peers.number_format import softposit
