@@ -1,8 +1,9 @@
 """From the records of an influence to a finding: effect, interval, verdict. The rule stood before most measurements.
 
 In every repetition c = log(baseline / technique) for a cost, its inverse for a gain; positive is better. Accuracy
-enters as a difference, never in logs. Each declared point votes: + (its interval lies beyond the smallest effect that
-counts), - (beyond it the other way), 0 (inside), ? (else). Bonferroni over the points of a trace.
+enters as a difference, never in logs; decibels are logs already, and their difference is one of powers. Each declared
+point votes: + (its interval lies beyond the smallest effect that counts), - (beyond it the other way), 0 (inside),
+? (else). Bonferroni over the points of a trace.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ __all__ = ["Finding", "Point", "conclude", "contrast", "crossover", "findings", 
 Vote = Literal["+", "-", "0", "?"]
 Verdict = Literal["supported", "contradicted", "inconclusive"]
 SMALLEST = {"time": math.log(1.10), "accuracy": 0.005, "other": math.log(1.05)}
+DECIBELS = ("sqnr", "output_sqnr")
 TIMES = ("latency", "throughput", "core_utilization")
 LEAST_REPETITIONS = 5
 
@@ -85,6 +87,8 @@ def _c(metric: str, record: Mapping[str, Any], before: str, after: str, *, highe
     old, new = (record["values"][arm][metric] for arm in (before, after))
     if metric == "accuracy":
         return new - old
+    if metric in DECIBELS:
+        return (new - old) * math.log(10) / 10
     return math.log(new / old) if higher_is_better else math.log(old / new)
 
 

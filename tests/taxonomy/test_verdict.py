@@ -96,6 +96,12 @@ def test_accuracy_is_a_difference_and_interactions_are_differences_of_contrasts(
     assert contrast(both, {"times": cells}, "latency", False) == pytest.approx(-math.log(2))
 
 
+def test_ten_decibels_are_a_factor_of_ten():
+    edge = tx.influences(source="bfloat16", target="loop-tiling")[0]
+    values = {"baseline": {"sqnr": 20.0}, "self": {"sqnr": 30.0}}
+    assert contrast(edge, {"values": values}, "sqnr", True) == pytest.approx(math.log(10))
+
+
 def test_votes_follow_the_smallest_effect():
     small = smallest_effect("latency")
     assert small == pytest.approx(math.log(1.1))
