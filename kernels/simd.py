@@ -35,7 +35,12 @@ from numba.extending import intrinsic, register_model
 
 __all__ = [
     "LANES",
+    "bit_plane",
     "broadcast",
+    "counts_add",
+    "counts_double",
+    "counts_store",
+    "counts_zero",
     "fma",
     "host_lanes",
     "load",
@@ -334,3 +339,122 @@ def tile_fma(typingctx, tile, a, i, step, b, j):
         return value
 
     return tile(tile, a, types.intp, types.intp, b, types.intp), build
+
+
+# --- bits ----------------------------------------------------------------------------------------------------------
+
+
+class Counts(types.Type):
+    """The numba type of `rows` x `columns` vectors of `lanes` counters of 64 bits."""
+
+    def __init__(self, rows: int, columns: int, lanes: int):
+        self.rows, self.columns, self.lanes = rows, columns, lanes
+        super().__init__(f"Counts({rows}, {columns}, {lanes})")
+
+    @property
+    def vectors(self) -> int:
+        return self.rows * self.columns
+
+
+def _words(lanes: int):
+    return ir.VectorType(ir.IntType(64), lanes)
+
+
+@register_model(Counts)
+class _CountsModel(PrimitiveModel):
+    def __init__(self, manager, kind):
+        super().__init__(manager, kind, ir.ArrayType(_words(kind.lanes), kind.vectors))
+
+
+@intrinsic
+def bit_plane(typingctx, array, index, bit):
+    """`bit_plane(array, index, bit)`: a bit of each of the 64 bytes that start at an element, as a uint64."""
+    if not isinstance(array, types.Array) or array.dtype is not types.uint8:
+        return None
+
+    def build(context, builder, sig, args):
+        sixty_four = ir.VectorType(ir.IntType(8), 64)
+        pointer = _pointer(context, builder, array, args[0], args[1])
+        codes = builder.load(builder.bitcast(pointer, sixty_four.as_pointer()), align=1)
+        one = builder.trunc(builder.shl(ir.Constant(ir.IntType(64), 1), args[2]), ir.IntType(8))
+        picked = builder.and_(codes, _spread(builder, one, 64))
+        return builder.bitcast(builder.icmp_unsigned("!=", picked, ir.Constant(sixty_four, [0] * 64)), ir.IntType(64))
+
+    return types.uint64(array, types.intp, types.intp), build
+
+
+@intrinsic(prefer_literal=True)
+def counts_zero(typingctx, rows, columns, lanes):
+    """`counts_zero(rows, columns, lanes)`: counters at zero."""
+    kind = Counts(rows.literal_value, columns.literal_value, lanes.literal_value)
+
+    def build(context, builder, sig, args):
+        zeros = ir.Constant(_words(kind.lanes), [0] * kind.lanes)
+        return ir.Constant(context.get_value_type(kind), [zeros] * kind.vectors)
+
+    return kind(rows, columns, lanes), build
+
+
+@intrinsic
+def counts_add(typingctx, counts, a, i, b, j):
+    """`counts_add(counts, a, i, b, j)`: to row r, column c add the ones of a[i + r] & b[j + c], words of 64 bits."""
+    if not isinstance(counts, Counts) or not all(
+        isinstance(array, types.Array) and array.dtype is types.uint64 for array in (a, b)
+    ):
+        return None
+
+    def build(context, builder, sig, args):
+        value, a_value, i, b_value, j = args
+        kind = _words(counts.lanes)
+        popcount = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(kind, [kind]), f"llvm.ctpop.v{counts.lanes}i64"
+        )
+        row = []
+        for v in range(counts.columns):
+            pointer = _pointer(context, builder, b, b_value, j, v * counts.lanes)
+            row.append(builder.load(builder.bitcast(pointer, kind.as_pointer()), align=8))
+        for r in range(counts.rows):
+            word = _spread(builder, builder.load(_pointer(context, builder, a, a_value, i, r), align=8), counts.lanes)
+            for v in range(counts.columns):
+                at = r * counts.columns + v
+                ones = builder.call(popcount, [builder.and_(word, row[v])])
+                value = builder.insert_value(value, builder.add(builder.extract_value(value, at), ones), at)
+        return value
+
+    return counts(counts, a, types.intp, b, types.intp), build
+
+
+@intrinsic
+def counts_double(typingctx, counts):
+    """`counts_double(counts)`: every counter times two."""
+    if not isinstance(counts, Counts):
+        return None
+
+    def build(context, builder, sig, args):
+        value = args[0]
+        for at in range(counts.vectors):
+            old = builder.extract_value(value, at)
+            value = builder.insert_value(value, builder.add(old, old), at)
+        return value
+
+    return counts(counts), build
+
+
+@intrinsic
+def counts_store(typingctx, counts, array, index):
+    """`counts_store(counts, array, index)`: write the counters, row after row, from an element on, as int64 or int32."""
+    if not isinstance(counts, Counts) or not isinstance(array, types.Array):
+        return None
+    if array.dtype not in (types.int64, types.int32):
+        return None
+    kind = ir.VectorType(ir.IntType(array.dtype.bitwidth), counts.lanes)
+
+    def build(context, builder, sig, args):
+        for at in range(counts.vectors):
+            pointer = _pointer(context, builder, array, args[1], args[2], at * counts.lanes)
+            vector = builder.extract_value(args[0], at)
+            vector = vector if array.dtype is types.int64 else builder.trunc(vector, kind)
+            builder.store(vector, builder.bitcast(pointer, kind.as_pointer()), align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(counts, array, types.intp), build
