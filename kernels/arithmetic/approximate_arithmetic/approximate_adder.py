@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numba import njit
@@ -98,6 +98,8 @@ class ApproximateAdder(CodedProduct):
     design: str = "lower-or"
     bits: int = 4
     signs: str = "apart"
+
+    arithmetic: ClassVar[str] = "an adder that cuts carries"
 
     def __post_init__(self) -> None:
         if self.design not in DESIGNS:

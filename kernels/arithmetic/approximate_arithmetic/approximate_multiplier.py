@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -134,6 +135,8 @@ class ApproximateMultiplier(CodedProduct):
     design: str = "mitchell"
     bits: int = 0
 
+    arithmetic: ClassVar[str] = "a multiplier that leaves bits out"
+
     def __post_init__(self) -> None:
         if self.design not in DESIGNS:
             raise ValueError(f"design: expected one of {', '.join(DESIGNS)}, got {self.design!r}")
@@ -181,10 +184,15 @@ class ApproximateMultiplier(CodedProduct):
         return circuit_errors(self.table(), every[:, None] * every[None, :])
 
     def _times(self, a: Coded, w: Prepared) -> np.ndarray:
-        table = signed_table(self.table(), a.zero, w.coded.zero)
+        table = _signed(self, a.zero, w.coded.zero)
         k = a.depth
         sums = table_product(a.codes[:, :k], w.coded.codes[:, :k].T, table)
         return (sums * np.multiply.outer(a.scales, w.coded.scales)).astype(np.float32)
+
+
+@lru_cache(maxsize=8)
+def _signed(multiplier: ApproximateMultiplier, left_zero: int, right_zero: int) -> np.ndarray:
+    return signed_table(multiplier.table(), left_zero, right_zero)
 
 
 def _integers(x: Any, name: str) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -76,6 +76,8 @@ class BitSerial(CodedProduct):
     weight_bits: int = 8
     input_bits: int = 8
     lanes: int = 0
+
+    arithmetic: ClassVar[str] = "an AND of two words and a count of its ones"
 
     def __post_init__(self) -> None:
         for name in ("weight_bits", "input_bits"):

@@ -16,7 +16,7 @@ Source: symmetric rounding to integers as in Stripes (Judd et al., 2016); one bi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numba import njit
@@ -137,9 +137,9 @@ class Prepared:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what a product reads: codes, or the form that stands for them, and one scale a column."""
-        form = self.coded.codes.nbytes if self.form is None else self.form.data.nbytes
-        return form + self.coded.scales.nbytes
+        """Bytes of the codes, or of the planes that stand for them, and of one scale a column."""
+        planes = getattr(self.form, "data", None)
+        return (self.shape[0] * self.shape[1] if planes is None else planes.nbytes) + self.coded.scales.nbytes
 
     def stored_bits(self) -> int:
         """Bits of the codes and of one scale a column."""
@@ -152,9 +152,20 @@ class CodedProduct:
     A subclass gives `_times`, and may give `_form` and other widths.
     """
 
+    arithmetic: ClassVar[str] = "this arithmetic"
+
     weight_bits: int = 8
     input_bits: int = 8
-    signed_inputs: bool | None = None
+    signed_inputs: ClassVar[bool | None] = None
+
+    @property
+    def operand_bits(self) -> int:
+        """Bits of an operand as it crosses the memory bus: those of the wider one."""
+        return max(self.weight_bits, self.input_bits)
+
+    def energy(self, macs: int, moved: int) -> float:
+        """There is none: the cited table holds no coefficient for this arithmetic, and the error says so."""
+        raise KeyError(f"no cited energy for {self.arithmetic}")
 
     def prepare(self, w: Any) -> Prepared:
         """Round a constant right operand, once.

@@ -1,11 +1,14 @@
 """Accelerator cost models on the layers of a workload, over sizes of the array; the baseline is the ideal array.
 
-A network workload gives its own layers for one item; an operand workload lists them, `count` times each.
+A network workload gives its own layers for one item; an operand workload lists them, `count` times each. A model whose
+cost depends on the numbers themselves (`needs_values`) is given the trained network's weights and the layers' inputs for
+training items, batch norm folded; its figures are means over those items. What a model's counts hold besides is stored
+too: the digits that it worked on (`essential_bits`). A model without a cited energy says why (`no_energy`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +16,8 @@ from kernels.implementation.dataflow.layer import Layer, layers_of
 from taxonomy.measure.protocol import Case, Missing, Protocol, Trial, Values
 
 SIZES = (8, 16, 32, 64)
+ITEMS = 16
+"""Training items whose inputs a model that needs values is given."""
 NO_PEER = {
     "scale-sim": "needs numpy < 2 and minutes a layer; its totals are held by the tests and by convention='scale-sim'",
 }
@@ -27,7 +32,8 @@ class CostModelProtocol(Protocol):
 
     def quality(self, case: Case) -> Values:
         array = replace(case.subject, **case.setting)
-        layers = layers_of_workload(case.workload)
+        valued = getattr(array, "needs_values", False)
+        layers = valued_layers_of(case.workload) if valued else layers_of_workload(case.workload)
         values: Values = {}
         for who, model in (("self", array), ("baseline", array.ideal())):
             counts = model.cost(layers)
@@ -37,8 +43,10 @@ class CostModelProtocol(Protocol):
                 "core_utilization": counts.utilization,
                 "sram_access": counts.sram.total,
                 "memory_access": counts.dram.total,
-                "energy": counts.energy,
+                "energy": Missing(model.no_energy) if counts.energy is None else counts.energy,
             }
+            if hasattr(counts, "essential_bits"):
+                values[who]["essential_bits"] = counts.essential_bits
         for peer in case.technique.peers:
             values[peer] = {"cycles": Missing(NO_PEER[peer])}
         return values
@@ -51,6 +59,18 @@ def layers_of_workload(workload: Any) -> list[Layer]:
 
         return layers_of(workload.network(), torch.zeros(1, *workload.input_shape))
     return [layer for setting in workload.settings for layer in [_layer(setting)] * setting.get("count", 1)]
+
+
+def valued_layers_of(workload: Any) -> Sequence[Layer]:
+    """The layers of a trained network with their weights and inputs; of an operand workload, those it lists, without."""
+    if not hasattr(workload, "network"):
+        return layers_of_workload(workload)
+    import torch
+
+    from kernels.arithmetic.approximate_arithmetic.essential_bits import valued_layers
+    from taxonomy.measure.stack import fold
+
+    return valued_layers(fold(workload.trained()), torch.tensor(workload.data().train.x[:ITEMS]))
 
 
 def _layer(setting: Mapping[str, Any]) -> Layer:

@@ -9,6 +9,8 @@ On a network every convolution and linear layer is computed by the operator, bat
 on the first `items` of the test split, and the error of their logits against FP32. An operator with a `fit` is fitted
 to each layer on training items. The setting `seeds` repeats it for an operator that draws (`seed` among its fields).
 
+A circuit of few bits is measured on all its operands (`circuit_bits`), by the errors that it says itself.
+
 Emulated arithmetic is not timed: its time would be the emulation's. Nor are variants that the setting `untimed` names
 by one of their values. Those figures are missing, with that reason.
 
@@ -41,7 +43,7 @@ from kernels.implementation.loops.loop_tiling import LoopTiling
 from taxonomy.measure.protocol import REPETITIONS, Case, Contest, Missing, Protocol, Trial, Values
 from taxonomy.measure.protocols.number_format import layer_inputs, weights_of
 from taxonomy.measure.stack import CALIBRATION, fold, operate
-from taxonomy.measure.tasks import INSTALL, Shape, Task, task_of
+from taxonomy.measure.tasks import INSTALL, Circuit, Shape, Task, task_of
 
 __all__ = ["OperatorProtocol", "protocol", "stored_bytes"]
 
@@ -65,8 +67,8 @@ class OperatorProtocol(Protocol):
             Trial(shape if timing else {**shape, **cache}, seed, timing)
             for shape in workload.settings
             if not any(_too_large(technique, name, shape) for name in variant.values())
-            for timing in ((False, True) if _timed(technique, variant) else (False,))
-            for seed in range(REPETITIONS)
+            for timing in ((False, True) if _timed(technique, variant) and not Circuit.answers(shape) else (False,))
+            for seed in range(1 if Circuit.answers(shape) else REPETITIONS)
         ]
 
     def quality(self, case: Case) -> Values:
@@ -77,6 +79,8 @@ class OperatorProtocol(Protocol):
 
     def _operands(self, case: Case) -> Values:
         subject = _seeded(case)
+        if Circuit.answers(case.setting):
+            return {who: dict(figures) for who, figures in Circuit.figures(subject).items()}
         task = task_of({name: value for name, value in case.setting.items() if name != "cache_bytes"}, case.seed)
         exact = task.exact()
         prepared = task.prepared(subject)

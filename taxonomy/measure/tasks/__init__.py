@@ -1,12 +1,13 @@
 """Tasks that operators are measured on, one kind a file; a setting's keys say which it is."""
 
+from taxonomy.measure.tasks.circuit import Circuit
 from taxonomy.measure.tasks.convolution import Convolution
 from taxonomy.measure.tasks.product import Product
 from taxonomy.measure.tasks.solve import Solve
 from taxonomy.measure.tasks.sparse_product import SparseProduct
 from taxonomy.measure.tasks.task import INSTALL, Peer, Shape, Task
 
-__all__ = ["INSTALL", "TASKS", "Peer", "Shape", "Task", "task_of"]
+__all__ = ["INSTALL", "TASKS", "Circuit", "Peer", "Shape", "Task", "task_of"]
 
 TASKS: tuple[type[Task], ...] = (Convolution, Product, Solve, SparseProduct)
 
