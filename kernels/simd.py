@@ -442,7 +442,7 @@ def counts_double(typingctx, counts):
 
 @intrinsic
 def counts_store(typingctx, counts, array, index):
-    """`counts_store(counts, array, index)`: write the counters, row after row, from an element on, as int64 or int32."""
+    """`counts_store(counts, array, index)`: write the counters, row by row, from an element on: int64 or int32."""
     if not isinstance(counts, Counts) or not isinstance(array, types.Array):
         return None
     if array.dtype not in (types.int64, types.int32):

@@ -86,13 +86,16 @@ class ApproximateAdder(CodedProduct):
     --------
     >>> adder = ApproximateAdder()
     >>> adder.add(np.array([7, 100]), np.array([9, 27]))
-    array([ 31, 127])
+    array([ 15, 127])
     >>> {name: round(value, 4) for name, value in adder.errors().items()}        # doctest: +NORMALIZE_WHITESPACE
-    {'error_rate': 0.6836, 'mean_absolute_error': 2.8594, 'worst_absolute_error': 8, 'mean_relative_error': 0.0158,
+    {'error_rate': 0.6836, 'mean_absolute_error': 2.875, 'worst_absolute_error': 8, 'mean_relative_error': 0.0149,
      'error_bias': 0.25}
     >>> x = np.ones((1, 64), np.float32)
-    >>> [float(ApproximateAdder(design, 8).matmul(x, x.T)[0, 0]) for design in ("exact", "lower-or", "carry-cut")]
-    [64.0, 64.0, 0.25193798542022705]
+    >>> for design in ("exact", "lower-or", "carry-cut"):
+    ...     print(design, round(float(ApproximateAdder(design, 8).matmul(x, x.T)[0, 0]), 2))
+    exact 64.0
+    lower-or 64.25
+    carry-cut 1.01
     """
 
     design: str = "lower-or"
@@ -176,9 +179,7 @@ def _adders(design: str, bits: int) -> tuple[Callable[..., None], Callable[..., 
         # the carry of a block by itself: two of x, y and not-sum at its highest bit
         carries = np.uint32(np.uint32(np.uint32(x & y) | np.uint32(np.uint32(x | y) & ~apart)) & high)
         carries = np.uint32(carries << one)
-        return np.uint32(
-            np.uint32(np.uint32(apart & rest) + carries) ^ np.uint32(apart & high)
-        )
+        return np.uint32(np.uint32(np.uint32(apart & rest) + carries) ^ np.uint32(apart & high))
 
     @njit(cache=True, nogil=True)
     def sums_of(x, y, out, width):

@@ -19,9 +19,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from kernels.simd import LANES, bit_plane, counts_add, counts_double, counts_store, counts_zero
+from kernels.simd import bit_plane, counts_add, counts_double, counts_store, counts_zero
 
-__all__ = ["Planes", "pack_planes", "pack_words", "planes_product", "plain_planes_product", "tile_shape"]
+__all__ = ["Planes", "pack_planes", "pack_words", "plain_planes_product", "planes_product", "tile_shape"]
 
 
 def plain_planes_product(a: np.ndarray, b: np.ndarray, a_bits: int, b_bits: int) -> np.ndarray:
@@ -88,6 +88,7 @@ def planes_product(
     row_scales, column_scales : ndarray of float32, optional
     """
     if out.dtype == np.float32 and 64 * a.words << (a.planes + b.planes) >= 2**31:
+        assert row_scales is not None and column_scales is not None
         exact = planes_product(a, b, lanes, np.empty(out.shape, np.int64), shift, rows, columns)
         return np.multiply(exact.astype(np.float32), np.outer(row_scales, column_scales), out=out)
     (m, n), word = out.shape, np.int32 if out.dtype == np.float32 else np.int64

