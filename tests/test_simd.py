@@ -7,7 +7,12 @@ from numba import njit
 
 from kernels.simd import (
     LANES,
+    bit_plane,
     broadcast,
+    counts_add,
+    counts_double,
+    counts_store,
+    counts_zero,
     fma,
     load,
     store,
@@ -127,3 +132,32 @@ def test_tile_is_a_sum_of_outer_products(lanes, widened):
     np.testing.assert_array_equal(c[:rows], 1 + a @ b)
     np.testing.assert_array_equal(c[rows : 2 * rows], a @ b)
     np.testing.assert_array_equal(c[-1], np.repeat([0, 1], [lanes, width - lanes]))
+
+
+@pytest.mark.parametrize("bit", range(8))
+def test_a_bit_plane_is_one_bit_of_64_bytes(bit):
+    @njit
+    def plane(codes, at, which):
+        return bit_plane(codes, at, which)
+
+    codes = np.random.default_rng(bit).integers(0, 256, 80).astype(np.uint8)
+    for at in (0, 3, 16):
+        expected = sum(int(code >> bit & 1) << t for t, code in enumerate(codes[at : at + 64].tolist()))
+        assert plane(codes, at, bit) == expected
+
+
+@pytest.mark.parametrize("lanes", [2, 4, 8])
+@pytest.mark.parametrize("word", [np.int64, np.int32])
+def test_counts_are_popcounts(lanes, word):
+    @njit
+    def counted(a, b, out):
+        counts = counts_add(counts_zero(3, 2, lanes), a, 1, b, 2)
+        counts_store(counts_add(counts_double(counts), a, 0, b, 0), out, 1)
+
+    rng = np.random.default_rng(lanes)
+    a, b = (rng.integers(0, 2**64, size, np.uint64, endpoint=False) for size in (4, 2 * lanes + 2))
+    out = np.full(1 + 6 * lanes + 1, -1, word)
+    counted(a, b, out)
+    first = np.bitwise_count(a[1:4, None] & b[None, 2:]).astype(int)
+    second = np.bitwise_count(a[0:3, None] & b[None, : 2 * lanes]).astype(int)
+    assert np.array_equal(out[1:-1], (2 * first + second).ravel()) and out[0] == out[-1] == -1

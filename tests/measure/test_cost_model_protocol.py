@@ -9,11 +9,12 @@ import torch
 import yaml
 
 import datasets
+from kernels.arithmetic.approximate_arithmetic.essential_bits import EssentialBits
 from kernels.counting import macs
 from kernels.implementation.dataflow.weight_stationary import WeightStationary
 from taxonomy.load import ROOT
 from taxonomy.measure.protocol import Case, Missing
-from taxonomy.measure.protocols.cost_model import layers_of_workload, protocol
+from taxonomy.measure.protocols.cost_model import layers_of_workload, protocol, valued_layers_of
 
 RESNET = yaml.safe_load((ROOT / "workloads.yml").read_text())["resnet18-layers"]
 WORKLOADS = {
@@ -46,3 +47,20 @@ def test_layers_are_those_that_others_count():
     workload = WORKLOADS["mnist-cnn"]
     own = sum(layer.macs for layer in layers_of_workload(workload))
     assert own == macs(workload.network(), torch.zeros(1, *workload.input_shape))
+
+
+def test_a_model_that_needs_numbers_is_given_the_networks_own():
+    workload = WORKLOADS["mnist-cnn"]
+    layers = valued_layers_of(workload)
+    assert [layer.gemm_shape() for layer in layers] == [layer.gemm_shape() for layer in layers_of_workload(workload)]
+    head = [m for m in workload.trained().modules() if isinstance(m, torch.nn.Linear)][-1]
+    assert torch.equal(torch.from_numpy(layers[-1].weights[0]), head.weight.detach())
+    node = SimpleNamespace(id="essential-bits", peers=())
+    for trial in protocol.trials(node, {}, workload):
+        values = protocol.quality(Case(node, {}, EssentialBits(), workload, trial.setting, trial.seed))
+        own, parallel = values["self"], values["baseline"]
+        assert own.keys() == parallel.keys() == {*protocol.metrics, "essential_bits"}
+        assert own["essential_bits"] == parallel["essential_bits"] < 16
+        assert 0 < parallel["core_utilization"] < own["core_utilization"] < 1
+        assert isinstance(own["energy"], Missing) and "no cited energy" in own["energy"].reason
+    assert not hasattr(valued_layers_of(WORKLOADS["resnet18-layers"])[0], "weights")

@@ -272,3 +272,13 @@ def test_a_network_is_as_good_as_the_operator():
     assert values["self"]["sqnr"] > 100 and values["self"]["max_error"] < 1e-5
     assert values["self"]["macs"] == 6464 and values["self"]["energy"] == values["baseline"]["energy"]
     assert taken(Noise())["self"]["accuracy"] < 0.4
+
+
+def test_a_circuit_is_measured_once_on_all_its_operands():
+    circuit = SimpleNamespace(errors=lambda: {"error_rate": 0.5, "error_bias": -1.0})
+    technique, workload = node(runs="emulated", baseline="fp32"), SimpleNamespace(settings=[{"circuit_bits": 8}])
+    (trial,) = protocol.trials(technique, {}, workload)
+    assert not trial.timing and trial.setting == {"circuit_bits": 8}
+    values = protocol.quality(case(circuit, {"circuit_bits": 8}, runs="emulated", baseline="fp32"))
+    assert values["baseline"] == {"error_rate": 0, "error_bias": 0}
+    assert values["self"]["error_rate"] == 0.5 and isinstance(values["self"]["latency"], Missing)

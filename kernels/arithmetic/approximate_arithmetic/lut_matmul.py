@@ -16,6 +16,8 @@ LEVELS = 4
 LEAVES = 2**LEVELS
 CANDIDATES = 4
 """Columns that a level of a tree is split by at most: those along which its rows vary most."""
+STREAM = b"rows"
+"""Beside a seed, so that rows to learn from are never the numbers that another draws from the same seed."""
 BLOCK = 256
 """Columns of the result that are made at a time, so that their tables stay in a near cache."""
 
@@ -213,7 +215,8 @@ class LutMatmul:
         matrix = _finite(w, "w")
         trees = self._trees
         if trees is None:
-            rows = np.random.default_rng(self.seed).standard_normal((2048, len(matrix)), np.float32)
+            rng = np.random.default_rng((self.seed, *STREAM))
+            rows = rng.standard_normal((2048, len(matrix)), np.float32)
             trees = learn_trees(rows, self.subspace, self.ridge)
         if trees.prototypes.shape[1] != len(matrix):
             raise ValueError(f"w: expected {trees.prototypes.shape[1]} rows, as fitted, got {describe(w)}")

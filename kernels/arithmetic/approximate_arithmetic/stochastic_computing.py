@@ -140,6 +140,8 @@ class StochasticComputing(CodedProduct):
 
     def _form(self, coded: Coded) -> Any:
         width = tile_shape(LANES // 2)[1] * LANES // 2
+        if not coded.depth:
+            return None  # nothing to stream, and a product of zeros
         if self.coding == "bipolar":
             words = self._words(coded, 1)
             return {"planes": self._packed(words, width), "ones": _ones(words)}
