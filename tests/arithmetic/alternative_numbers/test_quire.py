@@ -51,6 +51,16 @@ def test_the_ends_of_the_range_cancel_exactly(posit):
     assert quire.dot([large, -small, -large], [1, small, 1]) == -small
 
 
+def test_the_last_bit_of_the_register_decides_a_tie():
+    quire, small = Quire(Posit(16, 1)), 2.0**-28
+    tie, half = 1 + 2.0**-12, 2.0**-7
+    for last, expected in ((0.0, 1.0), (small, tie), (-small, 1.0)):
+        assert quire.dot([1, half, last], [1, 2.0**-6, small]) == expected
+        assert quire.dot([-1, half, last], [1, -(2.0**-6), -small]) == -expected
+    for last, expected in ((0.0, 1 + 2.0**-11), (small, 1 + 2.0**-11), (-small, tie)):
+        assert quire.dot([tie, half, last], [1, 2.0**-6, small]) == expected
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 2**16 - 1), st.integers(1, 2**16 - 1)), max_size=12), st.sampled_from([0, 1, 2])

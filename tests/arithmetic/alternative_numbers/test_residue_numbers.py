@@ -85,8 +85,8 @@ def test_a_sum_of_products_by_hand(pairs):
 
 
 def test_sums_are_reduced_before_32_bits_run_over():
-    operator = ResidueNumbers("32768 32767 32765", 16)  # squares near 2^30: a few fit
-    a, b = np.full((2, 50), 32767), np.full((50, 2), 32767)
+    operator = ResidueNumbers("32768 32767 32765", 16)  # of -1 the residues are the largest there are
+    a, b = np.full((2, 50), -1), np.full((50, 2), -1)
     np.testing.assert_array_equal(operator.multiply(a, b), a @ b)
 
 
