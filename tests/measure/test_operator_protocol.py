@@ -282,3 +282,12 @@ def test_a_circuit_is_measured_once_on_all_its_operands():
     values = protocol.quality(case(circuit, {"circuit_bits": 8}, runs="emulated", baseline="fp32"))
     assert values["baseline"] == {"error_rate": 0, "error_bias": 0}
     assert values["self"]["error_rate"] == 0.5 and isinstance(values["self"]["latency"], Missing)
+
+
+def test_an_operator_that_learns_is_timed_prepared_only():
+    class Learning(Plain):
+        def fit(self, w, x):
+            return self
+
+    for subject, expected in ((Plain(), True), (Learning(), False)):
+        assert ("unprepared" in protocol.contest(case(subject, PRODUCT)).contestants) is expected

@@ -3,7 +3,7 @@
 A setting of operands names its task (`taxonomy.measure.tasks`): a product, a sparse product, a convolution, ... One
 operand is constant, as a layer's weights are: the right one of a product, the sparse one, the filters. It is prepared
 outside the time; whatever an operator does to the other operand is inside. Of a technique's first variant the product
-of two unprepared operands is timed too (`unprepared`), which is what a BLAS does.
+of two unprepared operands is timed too (`unprepared`), which is what a BLAS does; not of an operator that learns.
 
 On a network every convolution and linear layer is computed by the operator, batch norm folded, biases in FP32: accuracy
 on the first `items` of the test split, and the error of their logits against FP32. An operator with a `fit` is fitted
@@ -141,7 +141,8 @@ class OperatorProtocol(Protocol):
     def contest(self, case: Case) -> Contest:
         task, subject = task_of(case.setting, case.seed), _seeded(case)
         contestants = {"self": task.call(subject, task.prepared(subject))}
-        if task.times_unprepared and dict(case.variant) == dict(case.technique.variants[0]):
+        learns = hasattr(subject, "fit")
+        if task.times_unprepared and not learns and dict(case.variant) == dict(case.technique.variants[0]):
             contestants["unprepared"] = task.call(subject, task.constant)
         others, missing = self._others(case, task)
         return Contest({**contestants, **others}, work=2.0 * task.macs()[1], unit="flop", missing=missing)
