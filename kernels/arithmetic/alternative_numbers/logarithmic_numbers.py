@@ -4,9 +4,9 @@ With b bits, F of them behind the binary point of the logarithm, and an exponent
 
     x = (-1)^s 2^(E + (c - L) / 2^F),      1 <= c <= L = 2^(b - 1) - 1;        c = 0 is zero
 
-so that 2^E is the largest number. Rounding goes to the nearest logarithm, c = L + round(2^F (log2 |x| - E)), which never
-ties: no float lies halfway between two logarithms. Beyond the largest number it stays there, infinities too; below half
-of the smallest it is zero. A NaN is refused.
+so that 2^E is the largest number. Rounding goes to the nearest logarithm, c = L + round(2^F (log2 |x| - E)), which
+never ties: no float lies halfway between two logarithms. Beyond the largest number it stays there, infinities too;
+below half of the smallest it is zero. A NaN is refused.
 
 Products and sums are computed on codes, in integers. With k = 2^F log2 |x|, and d = |k1 - k2| for two numbers,
 
@@ -244,7 +244,9 @@ class LogarithmicNumbers(NumberFormat):
     def _read(self, encoded: Encoded, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """k = 2^F log2 |x|, the sign, and whether it is not zero."""
         if encoded.codes.dtype != self.code_dtype:
-            raise TypeError(f"{name}: expected codes of dtype {np.dtype(self.code_dtype)}, got {describe(encoded.codes)}")
+            raise TypeError(
+                f"{name}: expected codes of dtype {np.dtype(self.code_dtype)}, got {describe(encoded.codes)}"
+            )
         codes = encoded.codes.astype(np.int64)
         largest = 2 ** (self.bits - 1) - 1
         c = codes & largest
@@ -253,7 +255,7 @@ class LogarithmicNumbers(NumberFormat):
     def _write(self, k: np.ndarray, sign: np.ndarray, some: np.ndarray) -> Encoded:
         largest, f = 2 ** (self.bits - 1) - 1, self.fraction_bits
         c = k + largest - ((self.exponent or 0) << f)
-        some = some & (1 - c <= 2**f)  # half of the smallest number is the border of zero
+        some = some & (1 - c <= 2**f)  # rounded to a code, less than half of the smallest is zero
         codes = np.where(some, np.clip(c, 1, largest) | sign << (self.bits - 1), 0).astype(self.code_dtype)
         return Encoded(codes, self._scales(), codes.shape)
 
@@ -303,8 +305,8 @@ def _refuse_nan(found: bool) -> None:
 def _octave(fraction_bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What rounding needs of one octave, as integers of 23 bits.
 
-    The fraction of 2^(j / 2^F) for j = 0 .. 2^F; then, with the octave cut into 2^(F + 1) cells, of which none holds more
-    than one border 2^((j + 1/2) / 2^F): the j of a cell's start, and the first fraction of the cell beyond its border.
+    The fraction of 2^(j / 2^F) for j = 0 .. 2^F; then, with the octave cut into 2^(F + 1) cells, of which none holds
+    more than one border 2^((j + 1/2) / 2^F): the j of a cell's start, and the first fraction beyond its border.
     """
     count = 2**fraction_bits
     fractions = np.rint((np.exp2(np.arange(count + 1) / count) - 1) * 2**23).astype(np.int32)
@@ -335,7 +337,7 @@ def _tables(fraction_bits: int) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=16)
 def _knots(fraction_bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same with GUARD bits more at every 2^-ceil(F / 2); and the table of differences for d < 1, where they bend."""
+    """The same with GUARD bits more at every 2^-ceil(F / 2); and a table of differences for d < 1, where they bend."""
     one, spacing = 2**fraction_bits, 2 ** (fraction_bits // 2)
     d = np.arange((fraction_bits + 3) * one // spacing + 2) * spacing / one
     with np.errstate(divide="ignore"):
@@ -353,8 +355,8 @@ def _interpolate(d: np.ndarray, knots: np.ndarray, fraction_bits: int) -> np.nda
     return (fine + (1 << (bits + GUARD - 1))) >> (bits + GUARD)
 
 
-# In an octave, the cell of a fraction and one comparison tell which logarithm is nearest. A magnitude beyond the ends is
-# replaced by the end first. Unsigned indices spare the loop a test for negative ones.
+# In an octave, the cell of a fraction and one comparison tell which logarithm is nearest. A magnitude beyond the ends
+# is replaced by the end first. Unsigned indices spare the loop a test for negative ones.
 
 
 @njit(cache=True, nogil=True, inline="always")
