@@ -70,6 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--reverify", action="store_true", help="repeat one stale quality record of each, and stamp")
     measure.add_argument("--only", choices=("quality", "timing"), help="timing wants a machine with nothing else to do")
     measure.add_argument("--workers", type=int, default=2)
+    bench = command("bench", _bench, "time techniques beside a copy, their baselines and peers, where no record does")
+    bench.add_argument("names", nargs="+", metavar="FAMILY|ID", help="families or techniques")
     progress = command("status", _status, "how far the book is")
     progress.add_argument("--check", action="store_true", help="exit with 1 unless all is measured and fresh")
     command("validate", _validate, "check every file")
@@ -172,6 +174,29 @@ def _measure(tx: Any, options: argparse.Namespace) -> int:
     plural = "s" * (taken != 1)
     text = f"{taken} record{plural} measured" if taken else "nothing to measure: every record is there and fresh"
     _print(options, {"measured": taken, "store": store.name}, text)
+    return 0
+
+
+def _bench(tx: Any, options: argparse.Namespace) -> int:
+    from taxonomy.measure import runner
+
+    ids = [
+        id for name in options.names for id in (tx.find(family=name).ids() if name in tx.families else [tx[name].id])
+    ]
+    owed = (job for job in runner.jobs(tx, ids) if job.kind == "timing")
+    left = runner.pending(tx, owed, *runner.covering(stores.here))
+    runner.run(tx, left, stores.here, 1, lambda line: print(line, file=sys.stderr, flush=True))
+    frames = [tx.measurements(id, metric="speedup") for id in ids]
+    columns = ["technique", "variant", "workload", "setting", "who", "value", "low", "high", "n", "reason", "store"]
+    data = [row for frame in frames for row in frame[columns].to_dict("records")]
+    lines = [("technique", "variant", "setting", "times as fast as", "ratio", "interval", "store")]
+    for row in data:
+        if math.isnan(row["value"]):
+            continue
+        spread = f"{row['low']:.3g} to {row['high']:.3g}" if row["n"] > 1 else "one repetition"
+        setting = ", ".join(part for part in (row["workload"], row["setting"]) if part)
+        lines.append((row["technique"], row["variant"], setting, row["who"], row["value"], spread, row["store"]))
+    _print(options, data, _table(lines) if len(lines) > 1 else "(none of these is timed)")
     return 0
 
 

@@ -1,7 +1,8 @@
 """Numbers in prose come from records: {measured}`posit:accuracy:workload=mnist-cnn,bits=8,es=2`.
 
 `technique:metric@who:conditions`; who is the technique itself unless named (baseline, random, a peer). Conditions are
-workload, variant and setting, enough of them to leave one record. {measured-value} leaves the interval to the tooltip.
+workload, variant and setting, enough of them to leave one record; where records differ only in a condition more, such
+as two threads, the plain one answers. {measured-value} leaves the interval to the tooltip.
 {finding}`magnitude-pruning--csr:crossover:columns=64` says verdict, effect or crossover of an influence.
 What no record answers, or more than one, is an error that names the nearest.
 """
@@ -58,6 +59,16 @@ def _same(held, value):
         return str(held) == value
 
 
+def _plain(found):
+    """The record whose conditions all others share and add to, if there is one."""
+
+    def extends(other, row):
+        same = all(other[name] == row[name] for name in ("workload", "parameters", "store"))
+        return same and row["conditions"].items() <= other["conditions"].items()
+
+    return [row for row in found if all(extends(other, row) for other in found)]
+
+
 def _written(row):
     parts = {"workload": row["workload"], **row["parameters"], **row["conditions"]}
     return ",".join(f"{name}={value}" for name, value in parts.items())
@@ -90,6 +101,7 @@ def lookup(text):
     found = [row for row in named if all(_has(row, *pair) for pair in wanted.items())]
     if "store" not in wanted:
         found = [row for row in found if row["store"] == "reference"] or found
+    found = _plain(found) or found
     if len(found) == 1:
         row = found[0]
         if math.isnan(row["value"]):

@@ -6,11 +6,12 @@ carries its figures as a table. A record taken on the reader's machine is drawn 
 """
 
 from taxonomy.charts.figures import beside_peers, curve, ratio_strip, trade_off
+from taxonomy.charts.formats import accuracy_by_bits, format_map, value_density
 from taxonomy.charts.graph import influence_graph
 from taxonomy.charts.matrix import taxonomy_matrix
 from taxonomy.charts.traces import effects, findings_table, trace
 
 __all__ = [
-    "beside_peers", "curve", "effects", "findings_table", "influence_graph", "ratio_strip", "taxonomy_matrix", "trace",
-    "trade_off",
+    "accuracy_by_bits", "beside_peers", "curve", "effects", "findings_table", "format_map", "influence_graph",
+    "ratio_strip", "taxonomy_matrix", "trace", "trade_off", "value_density",
 ]  # fmt: skip

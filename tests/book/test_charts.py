@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -212,3 +213,67 @@ def test_the_table_of_findings_adjusts_for_their_number():
     shown = [0.0005 if "&lt;" in q else float(q) for q in re.findall(r"<td>(&lt; 0\.001|[\d.e-]+)</td></tr>", html)]
     assert len(shown) == len(findings)
     assert all(q >= min(f.p, 0.0005) - 1e-9 for q, f in zip(shown, findings, strict=True))
+
+
+class Formats:
+    """As much of a taxonomy as the charts of formats ask for."""
+
+    def __init__(self, rows):
+        names = ("fp8", "nf4")
+        self.nodes = [
+            SimpleNamespace(id=name, name=name.upper(), family=family, address=f"arithmetic/{family}/{name}")
+            for name, family in zip(names, ("floating_point", "block_formats"), strict=True)
+        ]
+        self.families = {node.family: SimpleNamespace(title=node.family.title()) for node in self.nodes}
+        self.rows = pd.DataFrame(rows)
+
+    def find(self, **criteria):
+        return self.nodes
+
+    def measurements(self, technique):
+        return self.rows[self.rows.technique == technique]
+
+
+@pytest.fixture
+def formats():
+    rows = []
+    for name, bits, sqnr, lost in (("fp8", 8, 31.0, 0.01), ("nf4", 4.5, 20.0, 0.05)):
+        for on in ("weights", "both"):
+            here = {
+                "technique": name,
+                "parameters": {"bits": int(bits)},
+                "conditions": {"on": on},
+                "low": np.nan,
+                "high": np.nan,
+            }
+            rows.append(row(metric="sqnr", unit="dB", value=sqnr, **here))
+            rows.append(row(metric="bits_per_number", unit="bit", value=bits, **here))
+            rows.append(row(metric="accuracy", value=0.97 - lost, **here))
+            rows.append(row(who="baseline", value=0.97, **here))
+    return Formats(rows)
+
+
+def test_the_map_of_formats_shows_bits_and_noise_of_weights(formats):
+    drawn = list(values(charts.format_map(formats, "floating_point", ["mnist-cnn"]).to_dict()))
+    assert {(point["bits"], point["value"]) for point in drawn} == {(8.0, 31.0), (4.5, 20.0)}
+    assert {point["group"] for point in drawn} == {"FP8", "formats of other families"}
+    assert {point["href"] for point in drawn} == {f"{node.address}.html" for node in formats.nodes}
+    with pytest.raises(ValueError, match="no format has sqnr"):
+        charts.format_map(formats, None, ["digits-mlp"])
+
+
+def test_accuracy_by_bits_counts_points_lost(formats):
+    drawn = [
+        v for v in values(charts.accuracy_by_bits(formats, "block_formats", ["mnist-cnn"]).to_dict()) if "bits" in v
+    ]
+    assert {(point["bits"], point["label"], round(point["value"], 6)) for point in drawn} == {
+        (4.5, "weights", 5.0), (4.5, "both", 5.0)
+    }  # fmt: skip
+
+
+def test_the_density_of_values_counts_each_octave():
+    drawn = list(values(charts.value_density({"bytes": np.arange(-255.0, 256)}).to_dict()))
+    assert [point["count"] for point in drawn] == [1, 2, 4, 8, 16, 32, 64, 128]
+    for grids in ({}, {"none": np.array([-1.0, 0.0])}):
+        with pytest.raises(ValueError, match="grids: expected"):
+            charts.value_density(grids)

@@ -63,3 +63,15 @@ def test_notebooks_get_words():
 def test_an_unknown_influence_is_an_error():
     with pytest.raises(measured.Unknown, match="unknown influence 'a--b'"):
         measured.conclusion("a--b:verdict")
+
+
+def test_the_plain_record_answers_where_others_only_add_a_condition():
+    def held(bits=8, **conditions):
+        return {
+            "workload": "array-16m", "parameters": {"bits": bits}, "store": "reference", "conditions": conditions
+        }  # fmt: skip
+
+    plain, two, encode = held(elements=9), held(elements=9, threads=2), held(elements=9, operation="encode")
+    assert measured._plain([two, plain, encode]) == [plain]
+    assert measured._plain([two, encode]) == []
+    assert measured._plain([plain, held(bits=4, elements=9)]) == []

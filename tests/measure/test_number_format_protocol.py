@@ -11,7 +11,14 @@ from torch import nn
 
 import datasets
 from kernels.arithmetic.alternative_numbers.posit import Posit
+from kernels.arithmetic.block_formats.block_floating_point import BlockFloatingPoint
+from kernels.arithmetic.block_formats.microscaling import Microscaling
+from kernels.arithmetic.block_formats.normal_float import NormalFloat
+from kernels.arithmetic.fixed_point.fixed_point import FixedPoint
+from kernels.arithmetic.fixed_point.int8 import Int8
 from kernels.arithmetic.floating_point.bfloat16 import BFloat16
+from kernels.arithmetic.floating_point.fp8 import FP8
+from kernels.arithmetic.floating_point.fp16 import FP16
 from taxonomy.measure.peers import number_format as peers
 from taxonomy.measure.protocol import Case, Missing
 from taxonomy.measure.protocols import number_format as module
@@ -294,3 +301,31 @@ def test_a_peer_that_is_not_installed(monkeypatch):
     found = contest(Posit(), "softposit")
     assert found.missing == {"softposit": "not installed: pip install softposit"}
     assert found.contestants.keys() == {"self", "baseline"} and not found.values
+
+
+X = np.random.default_rng(0).standard_normal((64, 256)).astype(np.float32)
+FIXED = FixedPoint(3, 4)
+PEER_FORMATS = [
+    ("ml_dtypes", BFloat16(), 1), ("ml_dtypes", FP8(), 1), ("ml_dtypes", FP8("e5m2"), 1), ("ml_dtypes", FP16(), 1),
+    ("torch", FP8(), 1), ("torch", FIXED, 1), ("torch", Int8().fit(X), 1), ("numpy", FIXED, 1),
+    ("numpy", Int8().fit(X), 1), ("qtorch", FIXED, 0.98), ("qtorch", FP8("e5m2"), 1),
+    ("qtorch", BlockFloatingPoint(), 1), ("qtorch_plus", Posit(8, 0), 1), ("qtorch_plus", Posit(16, 1), 0.99), ("torchao", Microscaling(), 1),
+    ("torchao", Microscaling("fp4-e2m1"), 1), ("bitsandbytes", NormalFloat(double_quantization=False), 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "form", "share"), PEER_FORMATS, ids=lambda value: str(value))
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_timed_rounds_to_the_same_numbers(name, form, share):
+    """A peer that computes something else is none; where its ties go elsewhere a few numbers differ."""
+    try:
+        call = peers.PEERS[name](form, X, "round")
+    except ImportError as error:
+        pytest.skip(str(error))
+    assert np.mean(np.asarray(call()).reshape(X.shape) == form.round(X)) >= share
+
+
+@pytest.mark.parametrize("name", peers.PEERS)
+def test_a_peer_says_which_formats_it_has(name):
+    with pytest.raises(ValueError):
+        peers.PEERS[name](SimpleNamespace(rounding="nearest-even", dtype=np.float32), X, "round")

@@ -62,7 +62,8 @@ def test_the_first_variant_is_the_default(node):
 @pytest.mark.parametrize(
     "arguments",
     [["list"], ["show", "posit"], ["find", "*sparse*"], ["related", "csr"], ["influences"], ["validate"],
-     ["measurements", "posit", "--metric", "sqnr"], ["measure", "--plan", "posit"]],
+     ["measurements", "posit", "--metric", "sqnr"], ["measure", "--plan", "posit"],
+     ["bench", "loops", "csr"]],
 )  # fmt: skip
 def test_every_command_speaks_json(arguments, capsys):
     assert main([*arguments, "--json"]) == 0
