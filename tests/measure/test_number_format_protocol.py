@@ -309,7 +309,8 @@ PEER_FORMATS = [
     ("ml_dtypes", BFloat16(), 1), ("ml_dtypes", FP8(), 1), ("ml_dtypes", FP8("e5m2"), 1), ("ml_dtypes", FP16(), 1),
     ("torch", FP8(), 1), ("torch", FIXED, 1), ("torch", Int8().fit(X), 1), ("numpy", FIXED, 1),
     ("numpy", Int8().fit(X), 1), ("qtorch", FIXED, 0.98), ("qtorch", FP8("e5m2"), 1),
-    ("qtorch", BlockFloatingPoint(), 1), ("qtorch_plus", Posit(8, 0), 1), ("qtorch_plus", Posit(16, 1), 0.99), ("torchao", Microscaling(), 1),
+    ("qtorch", BlockFloatingPoint(), 1), ("qtorch_plus", Posit(8, 0), 1),
+    ("qtorch_plus", Posit(16, 1), 0.99), ("torchao", Microscaling(), 1),
     ("torchao", Microscaling("fp4-e2m1"), 1), ("bitsandbytes", NormalFloat(double_quantization=False), 1),
 ]  # fmt: skip
 
