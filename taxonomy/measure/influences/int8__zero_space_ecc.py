@@ -17,7 +17,7 @@ class Experiment(Protocol):
     kind = "int8--zero-space-ecc"
 
     def trials(self, technique: Any, variant: Mapping[str, Any], workload: Any) -> list[Trial]:
-        return [Trial({"rate": rate}, seed) for rate in RATES for seed in range(2 * REPETITIONS)]
+        return [Trial({"rate": rate}, seed) for rate in RATES for seed in range(6 * REPETITIONS)]
 
     def quality(self, case: Case) -> Values:
         """The same symmetric codes with one scale a tensor; the unprotected ones keep the bit to themselves."""

@@ -23,7 +23,7 @@ class Experiment(Protocol):
     kind = "soft-label-distillation--fixed-point"
 
     def trials(self, technique: Any, variant: Mapping[str, Any], workload: Any) -> list[Trial]:
-        return [Trial({"bits": bits}, seed) for seed in range(2 * REPETITIONS) for bits in BITS]
+        return [Trial({"bits": bits}, seed) for seed in range(6 * REPETITIONS) for bits in BITS]
 
     def quality(self, case: Case) -> Values:
         """Four cells: a student of labels alone (`neither`, `target`) and of a teacher (`source`, `both`), in FP32 and
