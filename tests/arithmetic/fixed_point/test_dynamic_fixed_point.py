@@ -107,6 +107,9 @@ def test_updates_follow_the_numbers_and_rest():
     assert overflows(x, 8, form.exponent) <= 1e-4 < overflows(x, 8, form.exponent - 1)
     assert form.update(8 * x).exponent == form.exponent + 1
     assert DynamicFixedPoint(8).update(x) == DynamicFixedPoint(8).fit(x)
+    one = DynamicFixedPoint(8, exponent=0)  # each end counts, and the doubles' by itself
+    for number, next_exponent in ((-129, 1), (-128, 0), (-65, 0), (-64, -1), (128, 1), (127, 0), (64, 0), (63, -1)):
+        assert one.update(np.float32([number])).exponent == next_exponent
     assert form.update(x[:0]) is form and form.update(torch.from_numpy(x)).exponent == form.exponent
     assert DynamicFixedPoint(8, exponent=-126).update(np.zeros(9)).exponent == -126
     assert DynamicFixedPoint(8, exponent=120).update(np.full(9, np.inf)).exponent == 120
