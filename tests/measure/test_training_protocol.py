@@ -11,9 +11,11 @@ from torch import nn
 from torch.nn import functional
 
 from datasets import Data, Recipe, Split, Workload
+from kernels.arithmetic.mixed_precision.mixed_precision_training import MixedPrecisionTraining
+from kernels.arithmetic.mixed_precision.precision_scheduling import PrecisionScheduling
 from kernels.model.distillation.soft_label_distillation import SoftLabelDistillation
-from taxonomy.measure.protocol import Case
-from taxonomy.measure.protocols.training import _plain, protocol
+from taxonomy.measure.protocol import Case, Missing
+from taxonomy.measure.protocols.training import _plain, protocol, recipe_of
 
 
 def blobs(n, seed):
@@ -92,3 +94,64 @@ def test_label_smoothing_is_the_known_loss(values):
 
 def test_trials_are_five_seeds():
     assert [t.seed for t in protocol.trials(None, {}, WORKLOAD)] == [0, 1, 2, 3, 4]
+
+
+SETTINGS = {
+    "contestants": ["without"],
+    "epochs": {"blobs": 2},
+    "recipes": {"plain": {}, "hard": {"rate": 0.5, "loss": 0.25, "schedule": "constant"}},
+}
+
+
+def low(subject, recipe="plain", settings=SETTINGS):
+    return protocol.quality(Case(SimpleNamespace(settings=settings), {}, subject, WORKLOAD, {"recipe": recipe}, 0))
+
+
+def test_recipes_are_settings_and_change_what_they_name():
+    trials = protocol.trials(SimpleNamespace(settings=SETTINGS), {}, WORKLOAD)
+    assert [t.setting["recipe"] for t in trials] == ["plain"] * 5 + ["hard"] * 5
+    case = Case(SimpleNamespace(settings=SETTINGS), {}, None, WORKLOAD, {"recipe": "hard"}, 0)
+    hard = recipe_of(case)
+    assert (hard.epochs, hard.batch, hard.learning_rate, hard.schedule) == (2, 32, 0.025, "constant")
+    network, x, y = WORKLOAD.network(), torch.tensor(blobs(6, 0).x), torch.tensor(blobs(6, 0).y)
+    assert hard.loss(network, x, y).item() == functional.cross_entropy(network(x), y).item() / 4
+    bare = Case(SimpleNamespace(settings={}), {}, None, WORKLOAD, {}, 0)
+    assert recipe_of(bare) is WORKLOAD.recipe
+
+
+@pytest.mark.parametrize("recipe", ["plain", "hard"])
+def test_in_fp32_technique_contestant_and_baseline_are_one(recipe):
+    values = low(MixedPrecisionTraining("fp32"), recipe)
+    assert set(values) == {"self", "baseline", "without"}
+    assert values["self"] == values["baseline"] == values["without"]
+    assert values["self"]["steps"] == 6
+
+
+def test_bytes_and_joules_of_training_are_counted_by_hand():
+    values = low(MixedPrecisionTraining("fp16"))
+    parameters, batch = 5 * 20 + 20 + 20 * 3 + 3, 32
+    into, out, macs = batch * (5 + 20), batch * (20 + 3), 5 * 20 + 20 * 3
+    moved = into * (2 * 2 + 2) + out * (2 + 2) + parameters * (2 * 2 + 2 * 2 + 2 * 4 + 4 * 4 + 2)
+    assert values["self"]["memory_access"] == moved
+    assert values["self"]["energy"] == pytest.approx(3 * macs * (1.1e-12 + 0.9e-12) + moved / batch * 1.3e-9 / 8)
+    plain = into * 12 + out * 8 + parameters * (8 + 8 + 8 + 16)
+    assert values["baseline"]["memory_access"] == plain
+    step = values["baseline"]["memory_footprint"] - parameters * 16
+    assert values["self"]["memory_footprint"] == parameters * (2 + 4 + 2 + 8) + step / 2
+    assert values["without"]["memory_footprint"] == parameters * (2 + 2 + 8) + step / 2
+    assert isinstance(values["self"]["core_utilization"], Missing)
+    assert "bfloat16" in low(MixedPrecisionTraining("bfloat16"))["self"]["energy"].reason
+
+
+def test_bit_operations_of_a_schedule_are_the_mean_over_its_updates():
+    settings = {"contestants": ["without", "lowest"], "epochs": {"blobs": 2}}
+    method = PrecisionScheduling("progressive", low=4, high=8, gradient_low=6, stages=2)
+    case = Case(SimpleNamespace(settings=settings), {}, method, WORKLOAD, {}, 0)
+    values = protocol.quality(case)
+    macs = 5 * 20 + 20 * 3
+    few, all_bits = 4 * 4 + 2 * 4 * 6, 3 * 8 * 8
+    assert values["self"]["bit_operations"] == macs * (few + all_bits) / 2
+    assert values["without"]["bit_operations"] == macs * all_bits
+    assert values["lowest"]["bit_operations"] == macs * few
+    assert values["baseline"]["bit_operations"] == macs * 3 * 32 * 32
+    assert isinstance(values["self"]["energy"], Missing)

@@ -118,6 +118,23 @@ def test_the_table_of_verdicts():
     assert judge("needs", "--") == "inconclusive"
 
 
+def test_a_rescue_is_found_where_the_source_fails_alone():
+    edge = next(edge for edge in tx.influences() if edge.id == "bfloat16--master-weights")
+    assert edge.sign == "needs" and edge.estimand == "rescue"
+
+    def finding(alone, together, repetitions=5):
+        rng = random.Random(1)
+        samples = {0.0: alone, 1.0: together}
+        return conclude(edge, {s: [c + rng.gauss(0, 0.001) for _ in range(repetitions)] for s, c in samples.items()})
+
+    saved = finding(-0.3, 0.0)
+    assert saved.verdict == "supported" and [point.vote for point in saved.points] == ["-", "0"]
+    assert saved.effect == pytest.approx(-0.3, abs=0.01) and saved.crossover is None
+    assert finding(0.0, 0.0).verdict == "contradicted", "it did not fail: nothing was needed"
+    assert finding(-0.3, -0.1).verdict == "inconclusive", "it was not saved"
+    assert finding(-0.3, 0.0, repetitions=3).verdict == "inconclusive"
+
+
 def test_crossover_is_none_without_a_change_of_sign_in_some_repetition():
     assert crossover([0.1, 1.0], [[1.0, -1.0], [1.0, 0.5]]) is None
 

@@ -14,7 +14,7 @@ Source: P. Micikevicius et al., "Mixed Precision Training", ICLR 2018, section 3
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
@@ -110,7 +110,7 @@ class LossScaling:
 
     def without(self) -> LossScaling:
         """The same training, the loss as it is."""
-        return replace(self, scale="none")
+        return LossScaling(self.format, "none")
 
     def cost_bits(self) -> dict[str, int]:
         """Bits of an element of each array of training."""

@@ -54,7 +54,7 @@ class TrainingProtocol(Protocol):
         which, recipe = settings.get("network", "network"), recipe_of(case)
         contestants = settings.get("contestants", ("label-smoothing", "teacher"))
         values: Values = {}
-        own, lessons = _taught(case.subject, case, which, recipe)
+        own, lessons = _taught(case.subject, workload, which, case.seed, recipe)
         values["self"] = own
         values["baseline"] = {**_plain(workload, which, case.seed, 0.0, recipe)}
         for who in contestants:
@@ -64,7 +64,7 @@ class TrainingProtocol(Protocol):
                 if lessons:
                     values[who] = {**_figures(workload.trained(), workload)}
             else:
-                values[who], _ = _taught(getattr(case.subject, who)(), case, which, recipe)
+                values[who] = {**_beside(getattr(case.subject, who)(), workload, which, case.seed, recipe)}
         if hasattr(case.subject, "cost_bits"):
             values["baseline"] |= _resources(None, workload, which, recipe)
         if "bit_operations" in own:
@@ -105,21 +105,29 @@ def recipe_of(case: Case) -> Recipe:
     return recipe
 
 
-def _taught(subject: Any, case: Case, which: str, recipe: Recipe) -> tuple[dict[str, Any], list[int]]:
+def _taught(
+    subject: Any, workload: Workload, which: str, seed: int, recipe: Recipe
+) -> tuple[dict[str, Any], list[int]]:
     """Figures of a network that a technique trained, and the items of each call of the teacher."""
-    workload = case.workload
-    network, teacher = getattr(workload, which)(case.seed), workload.trained()
+    network, teacher = getattr(workload, which)(seed), workload.trained()
     meter = _Meter()
     meter.watch(network, workload)
     lessons = meter.watch(teacher, workload)
-    trained, trace = subject.train(network, workload.data(), recipe, teacher, seed=case.seed)
+    trained, trace = subject.train(network, workload.data(), recipe, teacher, seed=seed)
     cost = {"steps": len(trace), "training_macs": meter.macs}  # before the network is evaluated, under the meter's eye
     values: dict[str, Any] = {**_figures(bake(trained), workload), **cost}
     if hasattr(subject, "cost_bits"):
         values |= _resources(subject, workload, which, recipe)
     if trace and "bits" in trace[0]:
         values["bit_operations"] = _bit_operations(values["macs"], [update["bits"] for update in trace])
+        values["energy"] = Missing("the cited table holds no energy of products of these widths")
     return values, lessons
+
+
+@cache
+def _beside(subject: Any, workload: Workload, which: str, seed: int, recipe: Recipe) -> dict[str, Any]:
+    """A contestant's figures; remembered, because variants may share it."""
+    return _taught(subject, workload, which, seed, recipe)[0]
 
 
 class _Meter:
