@@ -16,8 +16,9 @@ scale; a scale that would decode to less than zero is zero.
 A block with a NaN or an infinity becomes NaN; with double quantization, so do all 256 blocks of its group, since eight
 bits have no code for it.
 
-Source: T. Dettmers, A. Pagnoni, A. Holtzman, L. Zettlemoyer, "QLoRA: Efficient Finetuning of Quantized LLMs", 2023,
-section 3, appendix E; the levels and the 256 values are those of the authors' library, bitsandbytes.
+Source: T. Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", 2023,
+section 3, appendix E; the levels are those of the authors' library, bitsandbytes, and the 256 values are built as it
+builds them, equal but for rounding.
 
 Examples
 --------
@@ -69,7 +70,7 @@ def dynamic_tree() -> np.ndarray:
 
     Source
     ------
-    T. Dettmers, "8-Bit Approximations for Parallelism in Deep Learning", 2015, section 2; as built by bitsandbytes.
+    T. Dettmers, "8-Bit Approximations for Parallelism in Deep Learning", 2015, section 2.
 
     Examples
     --------
