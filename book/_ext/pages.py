@@ -12,6 +12,8 @@ from pathlib import Path
 
 BOOK = Path(__file__).resolve().parents[1]
 MOST_CHARTS = 6
+MOST_MARKS = 600
+"""In all charts of a page: more weigh more than a page may."""
 MOST_LINES = 4
 ALONG = ("density", "bits", "threshold", "rate", "ratio", "size", "rank")
 """Strengths first; else whichever number the figures can be drawn along."""
@@ -115,15 +117,16 @@ def charts_of(node, metrics, rows):
     for row in rows:
         if math.isfinite(row["value"]):
             present.setdefault(row["metric"], []).append(row)
-    wanted = ["accuracy", *node.improves, "sqnr", "speedup"]
+    wanted = ["accuracy", "sqnr", "speedup", *node.improves]
     ranked = [m for m in dict.fromkeys([*wanted, *metrics]) if m in present]
-    chosen = []
+    chosen, marks = [], 0
     for metric in ranked:
         own = present[metric]
         flat = len({row["value"] for row in own}) < 2
         absent = metric != "speedup" and all(row["who"] != "self" for row in own)
-        if flat or absent or metric in ("latency", "throughput"):
+        if flat or absent or metric in ("latency", "throughput") or (chosen and marks + len(own) > MOST_MARKS):
             continue
+        marks += len(own)
         if metric == "speedup":
             call = "charts.ratio_strip(rows)"
         elif along := _strength(own):
