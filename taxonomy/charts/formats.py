@@ -19,7 +19,7 @@ __all__ = ["accuracy_by_bits", "format_map", "value_density"]
 
 REAL = ("efficientnet-lite0", "silero-vad", "mnist-cnn")
 HARD = ("noisy-digits-cnn", "mnist-cnn", "vowels-gru")
-OTHERS = "formats of other families"
+OTHERS = "other families"
 HEIGHT = 210
 
 
@@ -50,7 +50,7 @@ def format_map(tx: Taxonomy, family: str | None = None, workloads: Sequence[str]
         alt.Chart()
         .mark_point(filled=True, opacity=0.9)
         .encode(
-            x=alt.X("bits:Q", scale=alt.Scale(type="log", domain=[3, 36]), axis=_bits_axis()),
+            x=alt.X("bits:Q", scale=alt.Scale(type="log", domain=[1.8, 36]), axis=_bits_axis()),
             y=alt.Y("value:Q", axis=axis("sqnr", "dB")),
             size=alt.Size("size:Q", scale=alt.Scale(domain=[0, 260], range=[35, 230]), legend=None),
             color=colour, shape=shape, href="href:N", order=alt.Order("rank:Q"),
@@ -94,13 +94,13 @@ def accuracy_by_bits(tx: Taxonomy, family: str | None = None, workloads: Sequenc
         row["label"] = {"both": "both", "weights": "weights", "activations": "layer inputs"}[row["on"]]
     names = ["weights", "layer inputs", "both"]
     colours = [PALETTE["blue"], PALETTE["vermilion"], PALETTE["green"]]
-    y = alt.Y("value:Q", title="accuracy lost (points)", scale=alt.Scale(type="symlog", constant=0.5),
-              axis=alt.Axis(values=[-1, 0, 1, 3, 10, 30, 90], labelOverlap=True))  # fmt: skip
+    ticks = alt.Axis(values=[-3, -1, -0.3, 0, 0.3, 1, 3, 10, 30, 90], format="~r", labelOverlap=True)
+    y = alt.Y("value:Q", title="accuracy lost (points)", scale=alt.Scale(type="symlog", constant=0.5), axis=ticks)
     marks = (
         alt.Chart()
         .mark_point(filled=True, size=60, opacity=0.8)
         .encode(
-            x=alt.X("bits:Q", scale=alt.Scale(type="log", domain=[3, 36]), axis=_bits_axis()), y=y,
+            x=alt.X("bits:Q", scale=alt.Scale(type="log", domain=[1.8, 36]), axis=_bits_axis()), y=y,
             color=alt.Color("label:N", scale=alt.Scale(domain=names, range=colours), legend=alt.Legend(title=None)),
             shape=alt.Shape("label:N", scale=alt.Scale(domain=names, range=SHAPES[:3]), legend=alt.Legend(title=None)),
             href="href:N", tooltip=[alt.Tooltip(f"{name}:N") for name in ("format", "label", "text")],
@@ -224,7 +224,7 @@ def _legend(rows: Sequence[Row]) -> tuple[Any, Any]:
 def _bits_axis() -> Any:
     import altair as alt
 
-    return alt.Axis(title="bits a number, scales included", values=[4, 6, 8, 12, 16, 32], format="d")
+    return alt.Axis(title="bits a number, scales included", values=[2, 4, 6, 8, 12, 16, 32], format="d")
 
 
 def _panels(chart: Any, workloads: Sequence[str]) -> Any:

@@ -256,7 +256,7 @@ def formats():
 def test_the_map_of_formats_shows_bits_and_noise_of_weights(formats):
     drawn = list(values(charts.format_map(formats, "floating_point", ["mnist-cnn"]).to_dict()))
     assert {(point["bits"], point["value"]) for point in drawn} == {(8.0, 31.0), (4.5, 20.0)}
-    assert {point["group"] for point in drawn} == {"FP8", "formats of other families"}
+    assert {point["group"] for point in drawn} == {"FP8", "other families"}
     assert {point["href"] for point in drawn} == {f"{node.address}.html" for node in formats.nodes}
     with pytest.raises(ValueError, match="no format has sqnr"):
         charts.format_map(formats, None, ["digits-mlp"])
