@@ -328,5 +328,9 @@ def test_what_is_timed_rounds_to_the_same_numbers(name, form, share):
 
 @pytest.mark.parametrize("name", peers.PEERS)
 def test_a_peer_says_which_formats_it_has(name):
-    with pytest.raises(ValueError):
-        peers.PEERS[name](SimpleNamespace(rounding="nearest-even", dtype=np.float32), X, "round")
+    unknown = SimpleNamespace(rounding="nearest-even", dtype=np.float32)
+    try:
+        with pytest.raises(ValueError):
+            peers.PEERS[name](unknown, X, "round")
+    except ImportError as error:
+        pytest.skip(str(error))
