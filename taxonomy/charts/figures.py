@@ -54,6 +54,8 @@ def beside_peers(frame: pd.DataFrame, metric: str) -> alt.TopLevelMixin:
     _label(rows)
     unit = rows[0]["unit"]
     wide = _wide([row["value"] for row in rows], unit)
+    if wide:
+        _from_the_edge(rows)
     scale = alt.Scale(type="log") if wide else alt.Scale(zero=unit not in ("fraction", "dB"))
     x = alt.X("value:Q", scale=scale, axis=axis(metric, unit))
     chart = alt.layer(*_marks(rows, x, scale), data=data(rows, FIELDS)).properties(width=WIDTH, height=alt.Step(ROW))
@@ -116,6 +118,8 @@ def curve(frame: pd.DataFrame, along: str, metric: str) -> alt.TopLevelMixin:
     unit, xs = known[0]["unit"], sorted({row["x"] for row in known})
     log = len(xs) > 2 and xs[0] > 0 and xs[-1] / xs[0] >= 10
     wide = _wide([row["value"] for row in known], unit)
+    if wide:
+        _from_the_edge(known)
     scale = alt.Scale(type="log") if wide else alt.Scale(zero=unit not in ("fraction", "dB"))
     colour, shape = _contestants(known)
     x = alt.X(
@@ -228,6 +232,13 @@ def _natural(label: str) -> list[Any]:
 def _wide(values: Sequence[float], unit: str) -> bool:
     """Whether the values want a logarithmic axis."""
     return unit != "fraction" and min(values) > 0 and max(values) / min(values) > 30
+
+
+def _from_the_edge(rows: Sequence[Row]) -> None:
+    """Let intervals that reach zero begin where the logarithmic axis does; the table says them whole."""
+    edge = min(row[name] for row in rows for name in ("value", "low") if row[name] > 0)
+    for row in rows:
+        row["low"] = max(row["low"], edge) if math.isfinite(row["low"]) else row["low"]
 
 
 def _paired(costs: Sequence[Row], rows: Sequence[Row]) -> list[Row]:

@@ -23,7 +23,9 @@ OTHERS = "other families"
 HEIGHT = 210
 
 
-def format_map(tx: Taxonomy, family: str | None = None, workloads: Sequence[str] = REAL) -> alt.TopLevelMixin:
+def format_map(
+    tx: Taxonomy, family: str | None = None, workloads: Sequence[str] = REAL, root: str = "../"
+) -> alt.TopLevelMixin:
     """Signal to noise of a network's weights against bits a number: better is higher and further left.
 
     Parameters
@@ -32,6 +34,8 @@ def format_map(tx: Taxonomy, family: str | None = None, workloads: Sequence[str]
         Whose formats have colours; the others are grey. All are coloured by family without it.
     workloads : sequence of str
         A panel each.
+    root : str
+        The way from the page to the folder of all pages; marks and the table link to the techniques' pages.
 
     Raises
     ------
@@ -40,7 +44,7 @@ def format_map(tx: Taxonomy, family: str | None = None, workloads: Sequence[str]
     """
     import altair as alt
 
-    rows = _figures(tx, "sqnr", workloads, family, on=("weights",))
+    rows = _figures(tx, "sqnr", workloads, family, root, on=("weights",))
     for row in rows:
         octaves = row["range"] / (20 * math.log10(2)) if math.isfinite(row["range"]) else None
         row["reach"] = f"{octaves:.0f} octaves" if octaves else "set by each block"
@@ -71,7 +75,9 @@ def format_map(tx: Taxonomy, family: str | None = None, workloads: Sequence[str]
     return finish(_panels(chart, workloads), text, {"columns": list(columns), "rows": table})
 
 
-def accuracy_by_bits(tx: Taxonomy, family: str | None = None, workloads: Sequence[str] = HARD) -> alt.TopLevelMixin:
+def accuracy_by_bits(
+    tx: Taxonomy, family: str | None = None, workloads: Sequence[str] = HARD, root: str = "../"
+) -> alt.TopLevelMixin:
     """Accuracy lost against bits a number, with weights, layer inputs or both in the format; at the rule nothing is.
 
     Parameters
@@ -80,6 +86,8 @@ def accuracy_by_bits(tx: Taxonomy, family: str | None = None, workloads: Sequenc
         Only its formats; all of them without it.
     workloads : sequence of str
         A panel each.
+    root : str
+        The way from the page to the folder of all pages; marks and the table link to the techniques' pages.
 
     Raises
     ------
@@ -88,7 +96,7 @@ def accuracy_by_bits(tx: Taxonomy, family: str | None = None, workloads: Sequenc
     """
     import altair as alt
 
-    rows = [row for row in _figures(tx, "accuracy", workloads, family) if family is None or row["rank"]]
+    rows = [row for row in _figures(tx, "accuracy", workloads, family, root) if family is None or row["rank"]]
     for row in rows:
         row["value"] = 100 * (row["before"] - row["value"])
         row["label"] = {"both": "both", "weights": "weights", "activations": "layer inputs"}[row["on"]]
@@ -174,6 +182,7 @@ def _figures(
     metric: str,
     workloads: Sequence[str],
     family: str | None,
+    root: str,
     on: Sequence[str] = ("weights", "activations", "both"),
 ) -> list[Row]:
     """A row for each format, variant, workload and what is rounded that has the metric and its bits."""
@@ -199,7 +208,7 @@ def _figures(
                 "workload": workload, "on": rounded, "bits": bits["value"], "value": own["value"],
                 "before": before["value"] if before else math.nan, "range": reach["value"] if reach else math.nan,
                 "text": interval(own["value"], own["low"], own["high"], own["unit"]),
-                "href": f"{node.address}.html", "rank": int(inside),
+                "href": f"{root}{node.address}.html", "rank": int(inside),
             })  # fmt: skip
     if not rows:
         raise ValueError(f"no format has {metric} and bits_per_number on {listed(workloads)}")

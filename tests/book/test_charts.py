@@ -215,6 +215,18 @@ def test_the_table_of_findings_adjusts_for_their_number():
     assert all(q >= min(f.p, 0.0005) - 1e-9 for q, f in zip(shown, findings, strict=True))
 
 
+def test_an_interval_that_reaches_zero_begins_at_the_edge_of_a_logarithmic_axis():
+    rows = [
+        row(metric="max_error", unit="relative", value=v, low=low, high=2 * v, parameters={"bits": b})
+        for b, v, low in ((4, 1.0, -0.5), (8, 0.01, 0.005), (16, 1e-4, -1e-5))
+    ]
+    for chart in (
+        charts.beside_peers(pd.DataFrame(rows), "max_error"),
+        charts.curve(pd.DataFrame(rows), "bits", "max_error"),
+    ):
+        assert {point["low"] for point in values(chart.to_dict())} == {1e-4, 0.005}
+
+
 class Formats:
     """As much of a taxonomy as the charts of formats ask for."""
 
@@ -257,7 +269,7 @@ def test_the_map_of_formats_shows_bits_and_noise_of_weights(formats):
     drawn = list(values(charts.format_map(formats, "floating_point", ["mnist-cnn"]).to_dict()))
     assert {(point["bits"], point["value"]) for point in drawn} == {(8.0, 31.0), (4.5, 20.0)}
     assert {point["group"] for point in drawn} == {"FP8", "other families"}
-    assert {point["href"] for point in drawn} == {f"{node.address}.html" for node in formats.nodes}
+    assert {point["href"] for point in drawn} == {f"../{node.address}.html" for node in formats.nodes}
     with pytest.raises(ValueError, match="no format has sqnr"):
         charts.format_map(formats, None, ["digits-mlp"])
 
