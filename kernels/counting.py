@@ -15,6 +15,7 @@ Every function runs one forward pass in evaluation mode without gradients, and l
 from __future__ import annotations
 
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import accumulate
@@ -29,6 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 __all__ = [
+    "effective_macs",
     "macs",
     "macs_by_layer",
     "nonzero_parameters",
@@ -66,6 +68,12 @@ MACS: dict[Any, Callable[[tuple, Any], int]] = {
     aten.addmv: lambda args, out: _product(args[1], args[2]),
     aten.addbmm: lambda args, out: _product(args[1], args[2]),
     aten.baddbmm: lambda args, out: _product(args[1], args[2]),
+    aten.vdot: lambda args, out: _product(args[0], args[1]),
+    aten._addmm_activation: lambda args, out: _product(args[1], args[2]),
+    aten._sparse_addmm: lambda args, out: _product(args[1], args[2]),
+    aten.conv_tbc: lambda args, out: out.numel() * args[1][..., 0].numel(),
+    # (batch, i), (o, i, j), (batch, j): the first two make (batch, o, j), which meets the third
+    aten._trilinear: lambda args, out: out.numel() * args[2].shape[-1] * (args[0].shape[-1] + 1),
     aten._scaled_dot_product_flash_attention_for_cpu: lambda args, out: _attention(*args[:3]),
     # one layer and direction of an LSTM in oneDNN: (steps, batch, inputs), then the weights of input and state
     aten.mkldnn_rnn_layer: lambda args, out: prod(args[0].shape[:2]) * (args[1].numel() + args[2].numel()),
@@ -112,19 +120,52 @@ def _arguments(network: nn.Module, x: Any) -> tuple:
     return tuple(item if isinstance(item, Tensor | PackedSequence) else torch.tensor(item) for item in items)
 
 
-class _Counter(TorchDispatchMode):
-    """Adds the multiply-accumulates of every operation to the module that called it."""
+class _Watch(TorchDispatchMode, ABC):
+    """Hands every elementary operation to `call`.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.macs: dict[str, int] = {}
-        self.stack = [""]
+    Within ``torch.inference_mode`` a linear layer, attention or a whole recurrence arrives as one operation; it is
+    taken apart, and its parts arrive in turn.
+    """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
+            with self:
+                return func.decompose(*args, **kwargs)
+        return self.call(func, args, kwargs)
+
+    @abstractmethod
+    def call(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Run the operation, and note what it did."""
+
+
+class _Counter(_Watch):
+    """Adds the multiply-accumulates of every operation to the module that called it.
+
+    Those whose weight is not zero are the same, times the share of non-zeros of the operands that lie in `weights`.
+    """
+
+    def __init__(self, weights: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.macs: dict[str, int] = {}
+        self.effective = 0
+        self.weights = {weight.untyped_storage()._cdata for weight in weights}
+        self.stack = [""]
+
+    def call(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        out = func(*args, **kwargs)
         if formula := MACS.get(func.overloadpacket):
-            self.macs[self.stack[-1]] = self.macs.get(self.stack[-1], 0) + formula(args, out)
+            macs = formula(args, out)
+            self.macs[self.stack[-1]] = self.macs.get(self.stack[-1], 0) + macs
+            if self.weights:
+                self.effective += self.of_nonzeros(macs, args)
         return out
+
+    def of_nonzeros(self, macs: int, args: tuple) -> int:
+        matrices = (tensor for tensor in _tensors(args) if tensor.ndim > 1)
+        constant = [matrix for matrix in matrices if matrix.untyped_storage()._cdata in self.weights]
+        size = sum(matrix.numel() for matrix in constant)
+        return macs * sum(int(matrix.count_nonzero()) for matrix in constant) // size if size else macs
 
     def watch(self, name: str, module: nn.Module) -> Iterator[Any]:
         def leave(*_: Any) -> None:
@@ -191,7 +232,38 @@ def macs(network: nn.Module, x: Any) -> int:
     return sum(macs_by_layer(network, x).values())
 
 
-class _Lifetimes(TorchDispatchMode):
+def effective_macs(network: nn.Module, x: Any) -> int:
+    """Multiply-accumulates of one forward pass whose weight differs from zero, as an ideal sparse machine executes.
+
+    Every entry of a weight takes part in equally many products of its operation, so the share is exact. In a product of
+    two activations, as attention's, all count.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        Its constraints baked: parameters are looked at, not what a parametrization makes of them.
+    x : torch.Tensor or array_like, or a tuple of them
+        The network's input (or its arguments), with the batch dimension: the count is of the whole batch.
+
+    Returns
+    -------
+    int
+
+    Examples
+    --------
+    >>> layer = nn.Linear(10, 10)
+    >>> _ = nn.init.eye_(layer.weight)
+    >>> effective_macs(layer, torch.zeros(1, 10))
+    10
+    """
+    arguments = _arguments(network, x)
+    counter = _Counter(network.parameters())
+    with _inference(network), counter:
+        network(*arguments)
+    return counter.effective if counter.weights else sum(counter.macs.values())
+
+
+class _Lifetimes(_Watch):
     """When each storage is created and last read, in operations since the start."""
 
     def __init__(self, constants: Iterable[Tensor], inputs: Iterable[Tensor]) -> None:
@@ -219,10 +291,10 @@ class _Lifetimes(TorchDispatchMode):
                 self.constants.add(storage._cdata)
                 self.storages[storage._cdata] = storage
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+    def call(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         self.time += 1
         self.read(_tensors((args, kwargs)))
-        out = func(*args, **(kwargs or {}))
+        out = func(*args, **kwargs)
         self.create(_tensors(out))
         return out
 
@@ -273,7 +345,7 @@ def peak_activation_bytes(network: nn.Module, x: Any) -> int:
     return lifetimes.peak()
 
 
-class _Allocations(TorchDispatchMode):
+class _Allocations(_Watch):
     """Every storage that operations create, from then until somebody frees the last reference to it."""
 
     def __init__(self) -> None:
@@ -285,9 +357,9 @@ class _Allocations(TorchDispatchMode):
         del self.alive[address]
         self.events.append((number, -size))
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+    def call(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         before = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
-        out = func(*args, **(kwargs or {}))
+        out = func(*args, **kwargs)
         for tensor in _tensors(out):
             storage = tensor.untyped_storage()
             address, number, size = storage._cdata, len(self.events), storage.nbytes()

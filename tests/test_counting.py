@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize, rnn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kernels.counting import (
+    effective_macs,
     macs,
     macs_by_layer,
     nonzero_parameters,
@@ -132,6 +133,11 @@ FUNCTIONS = {
     "tensordot": (lambda a, b: torch.tensordot(a, b, 2), (2, 3, 4), (3, 4, 5), 2 * 12 * 5),
     "conv2d": (functional.conv2d, (2, 3, 8, 8), (4, 3, 3, 3), 2 * 4 * 36 * 27),
     "empty": (lambda a, b: a @ b, (0, 4), (4, 5), 0),
+    "vdot": (torch.vdot, (4,), (4,), 4),
+    "fused with its activation": (lambda a, b: torch._addmm_activation(torch.zeros(5), a, b), (3, 4), (4, 5), 60),
+    "sparse": (lambda a, b: torch.sparse.mm(a.to_sparse(), b), (3, 4), (4, 5), 60),
+    "conv_tbc": (lambda a, b: functional.conv_tbc(a, b, torch.zeros(6)), (9, 2, 4), (3, 4, 6), 7 * 2 * 6 * 12),
+    "bilinear": (lambda a, b: functional.bilinear(a, a[:, :3], b), (2, 4), (5, 4, 3), 2 * (5 * 12 + 5 * 3)),
 }
 
 
@@ -139,6 +145,44 @@ FUNCTIONS = {
 def test_functional_calls_are_seen(name):
     function, a, b, expected = FUNCTIONS[name]
     assert macs(Functional(function), (torch.randn(a), torch.randn(b))) == expected
+
+
+@pytest.mark.parametrize(
+    "module, shape",
+    [
+        (nn.Linear(5, 7), (2, 3, 5)),
+        (nn.Conv2d(4, 8, 3, groups=2), (1, 4, 9, 9)),
+        (nn.GRU(8, 4), (7, 1, 8)),
+        (nn.LSTM(8, 4), (7, 1, 8)),
+        (nn.TransformerEncoderLayer(16, 2, 24, batch_first=True), (3, 7, 16)),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+def test_inference_mode_hides_nothing(module, shape):
+    """There torch hands over layers as single operations, of which no table knows."""
+    x = torch.randn(shape)
+    expected = macs(module, x), peak_activation_bytes(module, x)
+    with torch.inference_mode():
+        assert (macs(module, x), peak_activation_bytes(module, x)) == expected
+    assert macs(Functional(torch.inference_mode()(module.forward)), x) == expected[0]
+
+
+def test_effective_products_of_recurrent_and_functional_layers():
+    recurrent = nn.GRU(3, 4)
+    nn.init.zeros_(recurrent.weight_ih_l0)
+    assert effective_macs(recurrent, torch.zeros(5, 1, 3)) == 5 * 12 * 4
+    assert effective_macs(Functional(lambda x: x @ x.mT), torch.zeros(1, 3, 4)) == 9 * 4
+
+
+def test_zeros_of_a_projection_leave_the_products_of_attention_alone():
+    n, d = 5, 8
+    layer = nn.MultiheadAttention(d, 2, bias=False, batch_first=True)
+    with torch.no_grad():
+        layer.in_proj_weight[:d] = 0  # of queries, keys and values
+    attention = Functional(lambda x: layer(x, x, x)[0])
+    attention.layer = layer
+    assert macs(attention, torch.randn(1, n, d)) == 4 * n * d * d + 2 * n * n * d
+    assert effective_macs(attention, torch.randn(1, n, d)) == 3 * n * d * d + 2 * n * n * d
 
 
 @pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"attn_mask": torch.ones(6, 9, dtype=torch.bool)}])

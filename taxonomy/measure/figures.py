@@ -8,7 +8,7 @@ from torch import nn
 from datasets import Workload
 from kernels import counting
 
-__all__ = ["costs", "effective_macs", "one_item", "stored_bits"]
+__all__ = ["costs", "one_item", "stored_bits"]
 
 
 def costs(network: nn.Module, workload: Workload) -> dict[str, float]:
@@ -28,7 +28,7 @@ def costs(network: nn.Module, workload: Workload) -> dict[str, float]:
         "nonzero_parameters": counting.nonzero_parameters(network),
         "stored_bits": bits,
         "macs": counting.macs(network, x),
-        "effective_macs": effective_macs(network, x),
+        "effective_macs": counting.effective_macs(network, x),
         "peak_activation_bytes": activations,
         "memory_footprint": -(-bits // 8) + activations,
     }
@@ -54,24 +54,3 @@ def stored_bits(network: nn.Module) -> int:
     420
     """
     return sum(min(32 * p.numel(), p.numel() + 32 * int(p.count_nonzero())) for p in network.parameters())
-
-
-def effective_macs(network: nn.Module, x: torch.Tensor) -> int:
-    """Multiply-accumulates whose weight differs from zero: each layer's, times the density of its weights.
-
-    Every weight of a convolution, linear or recurrent layer takes part in equally many products, so the share is exact.
-
-    Examples
-    --------
-    >>> layer = nn.Linear(10, 10)
-    >>> _ = nn.init.eye_(layer.weight)
-    >>> effective_macs(layer, torch.zeros(1, 10))
-    10
-    """
-    total = 0
-    for name, macs in counting.macs_by_layer(network, x).items():
-        weights = [p for p in network.get_submodule(name).parameters(recurse=False) if p.ndim > 1]
-        stored = sum(p.numel() for p in weights)
-        # products of two activations have no weight that could be zero
-        total += macs * sum(int(p.count_nonzero()) for p in weights) // stored if stored else macs
-    return total

@@ -11,7 +11,7 @@ from torch import nn
 
 from datasets import Data, Recipe, Split, Workload
 from kernels.model.pruning.magnitude_pruning import MagnitudePruning
-from taxonomy.measure.figures import costs, effective_macs, stored_bits
+from taxonomy.measure.figures import costs, stored_bits
 from taxonomy.measure.protocol import Case, Missing
 from taxonomy.measure.protocols.transform import protocol
 
@@ -107,18 +107,6 @@ def test_stored_bits_chooses_the_smaller_form_for_each_tensor():
         layer.weight[0, 0] = 1
         layer.bias.fill_(1)
     assert stored_bits(layer) == (32 + 32) + 4 * 32
-
-
-def test_effective_products_of_recurrent_and_functional_layers():
-    recurrent = nn.GRU(3, 4)
-    nn.init.zeros_(recurrent.weight_ih_l0)
-    assert effective_macs(recurrent, torch.zeros(5, 1, 3)) == 5 * 12 * 4
-
-    class Product(nn.Module):
-        def forward(self, x):
-            return x @ x.mT
-
-    assert effective_macs(Product(), torch.zeros(1, 3, 4)) == 9 * 4
 
 
 def test_memory_footprint_is_parameters_and_activations():
