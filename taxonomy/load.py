@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,9 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TABLES: dict[str, Any] = {
     "metrics.yml": dict[str, schema.Metric],
     "families.yml": dict[str, schema.Family],
-    "references.yml": dict[str, schema.Reference],
     "workloads.yml": dict[str, schema.WorkloadNode],
     "kinds.yml": schema.Kinds,
     "papers.yml": list[schema.Paper],
-    "influences.yml": list[schema.Influence],
 }
 
 
@@ -69,31 +67,34 @@ def load(root: str | Path | None = None) -> Taxonomy:
 @lru_cache(maxsize=4)
 def _load(root: Path) -> Taxonomy:
     problems: list[str] = []
-    tables = {name: _read(root / name, kind, problems) for name, kind in _TABLES.items()}
+    tables = {name: _read(root / name, kind, problems, root) for name, kind in _TABLES.items()}
     techniques: dict[str, schema.Technique] = {}
     paths: dict[str, Path] = {}
-    adapter = TypeAdapter(schema.Technique)
     for level in schema.LEVELS:
-        for path in sorted((root / level).glob("*/*.yml")):
-            node = _read(path, adapter, problems)
-            if node is None:
-                continue
+        for path, node in _each(root, f"{level}/*/*.yml", schema.Technique, problems):
             node._level, node._family = level, path.parent.name
             if node.id != path.stem:
                 problems.append(_at(path, ("id",), f"id {node.id!r} differs from the file's name {path.stem!r}", root))
             if node.id in techniques:
                 problems.append(_at(path, ("id",), f"id {node.id!r} is taken by {techniques[node.id].address}", root))
             techniques[node.id], paths[node.id] = node, path
+    tables["references"] = {
+        path.stem: node for path, node in _each(root, "references/*.yml", schema.Reference, problems)
+    }
+    edges = dict(_each(root, "influences/*.yml", schema.Influence, problems))
+    for path, edge in edges.items():
+        if edge.id != path.stem:
+            problems.append(_at(path, (), f"{edge.id!r} differs from the file's name {path.stem!r}", root))
     if all(table is not None for table in tables.values()):
-        problems += _cross_check(root, techniques, paths, tables)
+        problems += _cross_check(root, techniques, paths, tables, edges)
     if problems:
         raise TaxonomyError(problems)
     return Taxonomy(
         techniques=techniques,
-        _influences=tuple(tables["influences.yml"]),
+        _influences=tuple(edges.values()),
         metrics=tables["metrics.yml"],
         families=tables["families.yml"],
-        references=tables["references.yml"],
+        references=tables["references"],
         papers=tuple(tables["papers.yml"]),
         workloads=tables["workloads.yml"],
         kinds=tables["kinds.yml"].kinds,
@@ -102,9 +103,17 @@ def _load(root: Path) -> Taxonomy:
     )
 
 
-def _read(path: Path, kind: Any, problems: list[str]) -> Any:
+def _each(root: Path, pattern: str, kind: Any, problems: list[str]) -> Iterator[tuple[Path, Any]]:
+    """The files of a folder that hold one entry each, in the order of their names."""
+    adapter = TypeAdapter(kind)
+    for path in sorted(root.glob(pattern)):
+        node = _read(path, adapter, problems, root)
+        if node is not None:
+            yield path, node
+
+
+def _read(path: Path, kind: Any, problems: list[str], root: Path) -> Any:
     adapter = kind if isinstance(kind, TypeAdapter) else TypeAdapter(kind)
-    root = path.parents[2] if path.parent.parent.name in schema.LEVELS else path.parent
     try:
         text = path.read_text(encoding="utf-8")
         data = yaml.load(text, Loader=_Loader)
@@ -117,18 +126,26 @@ def _read(path: Path, kind: Any, problems: list[str]) -> Any:
         problems.append(f"{_name(path, root)}:{line}: not YAML: {getattr(error, 'problem', error)}")
     except ValidationError as error:
         for item in error.errors():
-            problems.append(_at(path, item["loc"], _explain(item), root))
+            problems.append(_at(path, item["loc"], _explain(item, adapter), root))
     return None
 
 
-def _explain(item: Any) -> str:
+def _explain(item: Any, adapter: TypeAdapter[Any]) -> str:
     field = ".".join(map(str, item["loc"])) or "file"
     if item["type"] == "missing":
         return f"{field}: missing; the field is required"
     if item["type"] == "extra_forbidden":
-        known = list(schema.Technique.model_fields)
-        return f"{field}: no such field{nearest(str(item['loc'][-1]), known)}"
+        return f"{field}: no such field{nearest(str(item['loc'][-1]), _fields(adapter.json_schema()))}"
     return f"{field}: {item['msg']}, got {item['input']!r}"
+
+
+def _fields(part: Any) -> set[str]:
+    """Names of all fields anywhere in a JSON Schema."""
+    if isinstance(part, list):
+        return set().union(*map(_fields, part))
+    if not isinstance(part, dict):
+        return set()
+    return set(part.get("properties", ())).union(*map(_fields, part.values()))
 
 
 def _at(path: Path, loc: Iterable[Any], message: str, root: Path) -> str:
@@ -154,12 +171,19 @@ def _name(path: Path, root: Path) -> str:
 
 
 def _cross_check(
-    root: Path, techniques: Mapping[str, schema.Technique], paths: Mapping[str, Path], tables: Mapping[str, Any]
+    root: Path,
+    techniques: Mapping[str, schema.Technique],
+    paths: Mapping[str, Path],
+    tables: Mapping[str, Any],
+    edges: Mapping[Path, schema.Influence],
 ) -> list[str]:
     """What no single file can know: that every id named anywhere exists."""
     metrics = set(tables["metrics.yml"]) | {a for m in tables["metrics.yml"].values() for a in m.aliases}
     kinds, workloads = tables["kinds.yml"], set(tables["workloads.yml"])
-    baselines = set(kinds.baselines) | set(techniques)
+    # A file that is wrong itself is reported already: what names it is right.
+    known_techniques = {path.stem for level in schema.LEVELS for path in root.glob(f"{level}/*/*.yml")}
+    references = {path.stem for path in root.glob("references/*.yml")}
+    baselines = set(kinds.baselines) | known_techniques
     problems: list[str] = []
     aliases: dict[str, str] = {}
 
@@ -172,7 +196,7 @@ def _cross_check(
     for node in techniques.values():
         path = paths[node.id]
         check(path, ("improves",), "metric", node.improves, metrics)
-        check(path, ("references",), "reference", node.references, tables["references.yml"])
+        check(path, ("references",), "reference", node.references, references)
         check(path, ("baseline",), "baseline", [node.baseline], baselines)
         check(path, ("workloads",), "workload", node.workloads or (), workloads)
         check(path, ("unfit",), "workload", node.unfit, workloads)
@@ -185,10 +209,10 @@ def _cross_check(
             aliases[alias] = node.id
     for kind, entry in kinds.kinds.items():
         check(root / "kinds.yml", ("kinds", kind, "workloads"), "workload", entry.workloads, workloads)
-    for index, edge in enumerate(tables["influences.yml"]):
-        path = root / "influences.yml"
-        check(path, (index, "source"), "technique", [edge.source], techniques)
-        check(path, (index, "target"), "technique", [edge.target], techniques)
-        check(path, (index, "metric"), "metric", [edge.metric], metrics)
-        check(path, (index, "workloads"), "workload", edge.workloads, workloads)
+        check(root / "kinds.yml", ("kinds", kind, "exemplar"), "technique", [entry.exemplar], known_techniques)
+    for path, edge in edges.items():
+        check(path, ("source",), "technique", [edge.source], known_techniques)
+        check(path, ("target",), "technique", [edge.target], known_techniques)
+        check(path, ("metric",), "metric", [edge.metric], metrics)
+        check(path, ("workloads",), "workload", edge.workloads, workloads)
     return problems

@@ -45,7 +45,7 @@ class Technique(Node):
     equation: str | None = Field(None, description="LaTeX, without dollars")
     idea: str = Field(description="Markdown: what it is, why it works, what it costs; no measured number")
     improves: tuple[str, ...] = Field(description="ids of metrics.yml that it is meant to improve")
-    references: tuple[str, ...] = Field((), description="keys of references.yml")
+    references: tuple[str, ...] = Field((), description="names of files in references/")
     attribution: Attribution = Field(description="what may be said of the survey")
     runs: Literal["native", "emulated", "simulated"] = Field(description="which of its figures a CPU can really show")
     implementation: str = Field(pattern=r"^kernels(\.\w+)+:\w+$", description="module:Class")
@@ -106,7 +106,10 @@ class Technique(Node):
 
 
 class Influence(Node):
-    """A directed edge: using `source` changes `metric` of `target`, with a claimed sign."""
+    """A directed edge, `taxonomy/influences/<source>--<target>.yml`: the source changes `metric` of the target.
+
+    `sign` is the claim: better, worse, mixed, or needed. The verdict is computed from records, never typed.
+    """
 
     source: Identifier
     target: Identifier
@@ -208,8 +211,13 @@ class WorkloadNode(Node):
 
 class KindNode(Node):
     title: str
-    contract: str
+    contract: tuple[str, ...] = Field(description="signatures that an implementation offers, as text")
+    also: str | None = Field(None, description="what else is expected, in words")
+    exemplar: Identifier = Field(description="the technique of the kind to read first")
     workloads: tuple[Identifier, ...]
+
+    def __str__(self) -> str:
+        return "; ".join([*self.contract, *([self.also] if self.also else [])])
 
 
 class Kinds(Node):

@@ -85,7 +85,7 @@ def workloads(tx, argument):
 
 
 def kinds(tx, argument):
-    return [f"- **{node.title}** (`{name}`): `{node.contract}`" for name, node in tx.kinds.items()]
+    return [f"- **{node.title}** (`{name}`): `{node}`" for name, node in tx.kinds.items()]
 
 
 LISTS = {f.__name__: f for f in (techniques, metrics, references, papers, workloads, kinds)}

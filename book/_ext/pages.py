@@ -79,7 +79,7 @@ def _facts(tx, node):
     improves = ", ".join(f"{{metric}}`{metric}`" for metric in node.improves)
     facts = {
         "Level": f"{node.level}, {chapter}",
-        "Kind": f"{kind.title.lower()}: `{kind.contract}`",
+        "Kind": f"{kind.title.lower()}: `{kind}`",
         "Meant to improve": improves,
         "Runs here": RUNS[node.runs],
         "In the survey": ATTRIBUTION[node.attribution],

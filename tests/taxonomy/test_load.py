@@ -7,12 +7,13 @@ import pytest
 import taxonomy
 from taxonomy.load import ROOT, TaxonomyError, load
 
-TABLES = ("metrics.yml", "families.yml", "references.yml", "workloads.yml", "kinds.yml", "papers.yml", "influences.yml")
+TABLES = ("metrics.yml", "families.yml", "workloads.yml", "kinds.yml", "papers.yml")
+FOLDERS = ("model", "arithmetic", "implementation", "references", "influences")
 
 
 @pytest.fixture
 def copy(tmp_path):
-    for name in (*TABLES, "model", "arithmetic", "implementation"):
+    for name in (*TABLES, *FOLDERS):
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
     return tmp_path
@@ -55,6 +56,23 @@ def test_an_id_must_be_the_files_name_and_a_reference_must_exist(copy):
     with pytest.raises(TaxonomyError, match="differs from the file's name") as error:
         load(copy)
     assert len(error.value.problems) >= 1
+
+
+def test_a_reference_and_an_influence_are_files_of_their_own(copy):
+    edge = copy / "influences/magnitude-pruning--csr.yml"
+    edge.write_text(edge.read_text().replace("target: csr", "target: crs"))
+    (copy / "references/new2026.yml").write_text("authors: A. New\ntitle: News\nyaer: 2026\n")
+    with pytest.raises(TaxonomyError) as error:
+        load(copy)
+    problems = "\n".join(error.value.problems)
+    assert "influences/magnitude-pruning--csr.yml:1: 'magnitude-pruning--crs' differs from the file's name" in problems
+    assert "references/new2026.yml:3: yaer: no such field; did you mean year?" in problems
+    assert "references/new2026.yml:1: year: missing" in problems
+    assert "unknown technique 'crs'" in problems and len(error.value.problems) == 4
+    (copy / "references/new2026.yml").unlink()
+    edge.write_text(edge.read_text().replace("crs", "csr").replace("metric: latency", "metric: latncy"))
+    with pytest.raises(TaxonomyError, match=r"csr.yml:3: unknown metric 'latncy'; did you mean latency"):
+        load(_fresh(copy))
 
 
 def _fresh(folder):
