@@ -20,7 +20,7 @@ import numpy as np
 from numba import njit
 
 from kernels.arithmetic.bits import cast, shift_left, width
-from kernels.arithmetic.number_format import Encoded, NumberFormat, _floats, _pool, _round_to_odd
+from kernels.arithmetic.number_format import Encoded, NumberFormat, _floats, _pool, _round_to_odd, _target
 from kernels.arrays import describe
 
 __all__ = ["BlockFormat", "in_blocks", "largest_exponents", "power_of_two_scales", "same_order"]
@@ -95,12 +95,14 @@ class BlockFormat(NumberFormat):
         """Whether a scale depends on more than its own block, so that all blocks must be seen first."""
         return self.block == "tensor"
 
-    def encode(self, x: Any, *, threads: int = 1) -> Encoded:
+    def encode(self, x: Any, out: Any = None, *, threads: int = 1) -> Encoded:
         """Round as `round` does, and keep codes and scales in place of values.
 
         Parameters
         ----------
         x : array_like or torch.Tensor of floats, any shape
+        out : ndarray or torch.Tensor, optional
+            Where the codes go: the same shape, of type `code_dtype`.
         threads : int
             As for `round`.
 
@@ -110,7 +112,7 @@ class BlockFormat(NumberFormat):
             Codes of the shape of `x`; scales as float32, of shape (rows, blocks a row), or (blocks,) for one axis.
         """
         source = _floats(x)
-        codes = np.empty(source.shape, self.code_dtype)
+        codes = _target(out, source.shape, self.code_dtype)
         scales = np.empty(self.scales_shape(source.shape), np.float32)
         self._work(source, codes, self._encode_blocks, threads, scales.reshape(-1))
         return Encoded(codes, scales, source.shape)
@@ -234,8 +236,6 @@ class BlockFormat(NumberFormat):
             raise ValueError(f"threads: expected a positive integer, got {threads!r}")
         if source.size == 0:
             return
-        if np.may_share_memory(source, target) and not _same(source, target):
-            source = source.copy()
         row, block = self._layout(source.shape)
         whole = self.block == "tensor"
         direct = source.flags.c_contiguous and source.flags.aligned and source.dtype in (np.float32, np.float64)
@@ -272,14 +272,6 @@ class BlockFormat(NumberFormat):
             settled = np.empty(seen.size, np.float32) if kept is None else kept
             self._settle(seen, settled)
         list(run(do, range(len(pieces))))
-
-
-def _same(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two arrays are the same numbers at the same places of memory."""
-    return a.__array_interface__["data"] == b.__array_interface__["data"] and (a.strides, a.dtype) == (
-        b.strides,
-        b.dtype,
-    )
 
 
 def _pieces(size: int, row: int, block: int, about: int, *, whole: bool) -> Iterator[tuple[int, int, slice]]:

@@ -10,7 +10,7 @@ fitted to each array that it is given.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -85,28 +85,26 @@ class NumberFormat(ABC):
         TypeError
             If `x` is not floats, or `out` is no array of type `dtype`.
         ValueError
-            If `out` has another shape than `x`, or `threads` is not positive.
+            If `out` has another shape than `x` or cannot be written, or `threads` is not positive.
         """
         source = _floats(x)
         if out is None:
             target = np.empty_like(source, dtype=self.dtype, subok=False)
         else:
-            if not (is_tensor(out) or isinstance(out, np.ndarray)):
-                raise TypeError(f"out: expected an array or tensor of {np.dtype(self.dtype)}, got {describe(out)}")
-            target = as_array(out, "out")
-            if target.dtype != self.dtype:
-                raise TypeError(f"out: expected dtype {np.dtype(self.dtype)}, got {describe(out)}")
-            if target.shape != source.shape:
-                raise ValueError(f"out: expected the shape of x, {source.shape}, got {describe(out)}")
+            target = _target(out, source.shape, self.dtype)
+            if np.may_share_memory(source, target) and not _same(source, target):
+                source = source.copy()
         self._fitted(source)._over(source, target, "_round", threads)
         return like(target, x) if out is None else out
 
-    def encode(self, x: Any, *, threads: int = 1) -> Encoded:
+    def encode(self, x: Any, out: Any = None, *, threads: int = 1) -> Encoded:
         """Round as `round` does, and keep codes in place of values.
 
         Parameters
         ----------
         x : array_like or torch.Tensor of floats, any shape
+        out : ndarray or torch.Tensor, optional
+            Where the codes go: the same shape, of type `code_dtype`.
         threads : int
             As for `round`.
 
@@ -117,7 +115,7 @@ class NumberFormat(ABC):
         """
         source = _floats(x)
         own = self._fitted(source)
-        codes = np.empty(source.shape, self.code_dtype)
+        codes = _target(out, source.shape, self.code_dtype)
         own._over(source, codes, "_encode", threads)
         return Encoded(codes, own._scales(), source.shape)
 
@@ -194,13 +192,17 @@ class NumberFormat(ABC):
         """Decode a contiguous chunk of codes."""
 
     def _over(self, source: np.ndarray, target: np.ndarray, work: str, threads: int) -> None:
-        """Do `work`, `_round` or `_encode`, chunk by chunk; in pieces of equal size where threads can share them."""
+        """Do `work`, `_round` or `_encode`, on all numbers."""
+        self._share(source, target, getattr(self, work), threads)
+
+    def _share(self, source: np.ndarray, target: np.ndarray, work: Callable[..., None], threads: int) -> None:
+        """Do `work` chunk by chunk; in pieces of equal size where threads can share them."""
         if not (isinstance(threads, int) and threads >= 1):
             raise ValueError(f"threads: expected a positive integer, got {threads!r}")
 
         def run(piece: np.ndarray, into: np.ndarray, first: int) -> None:
             for numbers, out in self._chunks(piece, into):
-                getattr(self, work)(numbers, out, first)
+                work(numbers, out, first)
                 first += numbers.size
 
         size = -(-source.size // (threads * PIECE)) * PIECE
@@ -224,10 +226,10 @@ class NumberFormat(ABC):
         IEEE Transactions on Computers, 2008.)
         """
         narrows = source.dtype == np.float64 and self.dtype is np.float32
-        flags = ["external_loop", "buffered", "zerosize_ok", "copy_if_overlap"]
+        flags = ["external_loop", "buffered", "zerosize_ok"]
         if not narrows:  # else a chunk holds 8192 numbers at most: what narrowing makes stays in the cache
             flags.append("grow_inner")
-        each = ["aligned", "contig", "overlap_assume_elementwise"]
+        each = ["aligned", "contig"]
         chunks = np.nditer(  # type: ignore[call-overload]
             [source, target],
             flags=flags,
@@ -251,10 +253,34 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def _floats(x: Any) -> np.ndarray:
+    """Floats in this machine's byte order: a view, or a copy of numbers in the other."""
     array = as_array(x, "x")
     if array.dtype.type not in (np.float16, np.float32, np.float64):
         raise TypeError(f"x: expected float16, bfloat16, float32 or float64, got {describe(x)}; convert it first")
-    return array
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _target(out: Any, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
+    """A view of `out`, refused where results cannot go there; a new array where there is none."""
+    if out is None:
+        return np.empty(shape, dtype)
+    name = np.dtype(dtype).name
+    if not (is_tensor(out) or isinstance(out, np.ndarray)):
+        raise TypeError(f"out: expected an array or tensor of {name}, got {describe(out)}")
+    if str(out.dtype).removeprefix("torch.") != name:  # of bfloat16, or of the other byte order, there is no view
+        raise TypeError(f"out: expected dtype {name}, got {describe(out)}")
+    target = as_array(out, "out")
+    if target.shape != shape:
+        raise ValueError(f"out: expected the shape of x, {shape}, got {describe(out)}")
+    if not target.flags.writeable:
+        raise ValueError(f"out: expected an array that can be written, got a read-only {describe(out)}")
+    return target
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays are the same numbers at the same places of memory."""
+    places = (x.__array_interface__["data"][0] for x in (a, b))
+    return len(set(places)) == 1 and (a.strides, a.dtype) == (b.strides, b.dtype)
 
 
 @njit(cache=True, nogil=True)

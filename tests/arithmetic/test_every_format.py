@@ -52,8 +52,13 @@ def test_any_layout(node, variant):
     read_only.setflags(write=False)
     wide = np.zeros((6, 128), np.float32)
     wide[:, ::2] = x
-    for view in (read_only, np.asfortranarray(x), wide[:, ::2], x.astype(np.float64)):
+    others = [x.astype(dtype) for dtype in (np.float64, ">f4", ">f8")]
+    for view in (read_only, np.asfortranarray(x), wide[:, ::2], *others):
         np.testing.assert_array_equal(form.round(view), expected)
+        np.testing.assert_array_equal(form.decode(form.encode(view)), expected)
+        assert form.fit(view) == form
+    near = np.nextafter(x.astype(np.float64) * (1 + 2.0**-9), 0)  # what float32 would round
+    np.testing.assert_array_equal(form.round(near.astype(">f8")), form.round(near))
     tensor = form.round(torch.from_numpy(x))
     assert isinstance(tensor, torch.Tensor)
     np.testing.assert_array_equal(tensor.numpy(), expected)
@@ -68,6 +73,38 @@ def test_threads_give_the_same_bits(node, variant):
     form = chosen(node, variant, x)
     np.testing.assert_array_equal(form.round(x, threads=2), form.round(x))
     np.testing.assert_array_equal(form.encode(x, threads=2).codes, form.encode(x).codes)
+
+
+@each
+@pytest.mark.parametrize("shift", [1, -1])
+def test_out_may_overlap_x(node, variant, shift):
+    x = numbers((6, 5000))
+    form = chosen(node, variant, x)
+    if form.dtype is not np.float32:
+        pytest.skip("an array of another type overlaps nothing of use")
+    both = np.zeros(x.size + 1, np.float32)
+    source, target = (both[at:][: x.size].reshape(x.shape) for at in ((0, 1) if shift > 0 else (1, 0)))
+    for threads in (1, 3):
+        source[:] = x
+        np.testing.assert_array_equal(form.round(source, target, threads=threads), form.round(x))
+
+
+@each
+def test_codes_go_where_they_are_wanted(node, variant):
+    x = numbers()
+    form = chosen(node, variant, x)
+    expected = form.encode(x)
+    codes = np.empty((64, 6), form.code_dtype).T
+    encoded = form.encode(x, codes)
+    assert encoded.codes is codes
+    np.testing.assert_array_equal(form.decode(encoded), form.decode(expected))
+    with pytest.raises(ValueError, match=r"out: expected the shape of x, \(6, 64\)"):
+        form.encode(x, codes.T)
+    with pytest.raises(TypeError, match="out: expected dtype"):
+        form.encode(x, x)
+    codes.setflags(write=False)
+    with pytest.raises(ValueError, match="out: expected an array that can be written"):
+        form.encode(x, codes)
 
 
 @each

@@ -100,6 +100,13 @@ def test_out(form):
         form.round(x, np.empty((40, 30), form.dtype))
     with pytest.raises(TypeError, match=r"out: expected dtype.*int64"):
         form.round(x, np.empty(x.shape, np.int64))
+    with pytest.raises(TypeError, match=r"out: expected dtype.*bfloat16"):  # of which there is no view
+        form.round(x, torch.empty(x.shape, dtype=torch.bfloat16))
+    with pytest.raises(TypeError, match=r"out: expected dtype.*>f"):
+        form.round(x, np.empty(x.shape, np.dtype(form.dtype).newbyteorder(">")))
+    expected.setflags(write=False)
+    with pytest.raises(ValueError, match="out: expected an array that can be written"):
+        form.round(x, expected)
     with pytest.raises(TypeError, match="out: expected an array"):
         form.round(x, [0.0])
 

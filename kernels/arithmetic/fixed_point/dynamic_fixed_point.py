@@ -35,10 +35,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
-from numba import njit
 
 from kernels.arithmetic.fixed_point.steps import MODES, decode_steps, encode_steps, refuse_nan, round_steps, steps
-from kernels.arithmetic.number_format import NumberFormat
+from kernels.arithmetic.number_format import NumberFormat, _floats
 from kernels.arithmetic.rounding import check_rounding
 from kernels.arrays import as_array
 
@@ -81,7 +80,8 @@ def overflows(x: np.ndarray, bits: int, exponent: int) -> float:
     >>> overflows(np.array([127.0, 128.0, -128.0, 1.0]), bits=8, exponent=0)
     0.25
     """
-    k = np.asarray(x, np.float64) * 2.0**-exponent
+    with np.errstate(over="ignore"):
+        k = np.asarray(x, np.float64) * 2.0**-exponent
     return float(np.mean((k < -(2 ** (bits - 1))) | (k > 2 ** (bits - 1) - 1))) if np.size(x) else 0.0
 
 
@@ -103,7 +103,7 @@ class DynamicFixedPoint(NumberFormat):
 
     Notes
     -----
-    Results are float32 up to 24 bits, else float64. Exponents end where float32 does: numbers of 2^127 and beyond
+    Results are float32 up to 23 bits, else float64. Exponents end where float32 does: numbers of 2^127 and beyond
     saturate.
 
     Source: Courbariaux et al. 2014, algorithm 1; Gysel et al. 2016.
@@ -133,8 +133,8 @@ class DynamicFixedPoint(NumberFormat):
 
     @property
     def dtype(self) -> type[np.floating]:
-        """float32 where its 24 bits hold every value and every midpoint, else float64."""
-        return np.float32 if self.bits <= 24 else np.float64
+        """float32 where it holds every midpoint, with a bit to spare that rounding float64 once needs, else float64."""
+        return np.float32 if self.bits <= 23 else np.float64
 
     def fit(self, x: Any) -> Self:
         """The smallest exponent with max |x| < 2^(b - 1 + e), zeros taking 2^0 for their largest.
@@ -164,18 +164,14 @@ class DynamicFixedPoint(NumberFormat):
         ValueError
             If a number is NaN.
         """
-        super().fit(x)
+        numbers = _floats(x)
         if self.exponent is None:
             return self.fit(x)
-        numbers = as_array(x, "x")
-        now = doubled = 0
-        for chunk, _ in self._chunks(numbers, numbers):
-            now_here, doubled_here, nan = _count(chunk, *self._scale, *self._ends)
-            refuse_nan(nan)
-            now, doubled = now + now_here, doubled + doubled_here
-        if now > self.overflow_rate * numbers.size:
+        refuse_nan(bool(np.isnan(numbers).any()))
+        if overflows(numbers, self.bits, self.exponent) > self.overflow_rate:
             return self._at(self.exponent + 1)
-        return self._at(self.exponent - 1) if numbers.size and doubled <= self.overflow_rate * numbers.size else self
+        room = numbers.size and overflows(numbers, self.bits, self.exponent - 1) <= self.overflow_rate
+        return self._at(self.exponent - 1) if room else self
 
     def stored_bits(self, shape: tuple[int, ...]) -> int:
         """The codes, and eight bits for the exponent."""
@@ -217,15 +213,3 @@ class DynamicFixedPoint(NumberFormat):
 
     def _decode(self, codes: np.ndarray, out: np.ndarray) -> None:
         decode_steps(codes, out, self._scale[1], 2 ** (self.bits - 1), 0)
-
-
-@njit(cache=True, nogil=True)
-def _count(x, up, down, low, high):
-    """How many numbers overflow, how many of their doubles would, and whether there is a NaN."""
-    now, doubled, nan = 0, 0, False
-    for i in range(x.size):
-        k = x[i] * up
-        nan |= k != k
-        now += (k < low) | (k > high)
-        doubled += (k + k < low) | (k + k > high)
-    return now, doubled, nan

@@ -76,7 +76,7 @@ class FixedPoint(NumberFormat):
 
     Notes
     -----
-    Results are float32 up to 24 bits, where it holds every value and every midpoint, else float64. The chance of
+    Results are float32 up to 23 bits, where it holds every midpoint with a bit to spare, else float64. The chance of
     stochastic rounding is right to 2^-31.
 
     Source: Gupta et al. 2015, sections 3.1 and 3.2.
@@ -110,8 +110,8 @@ class FixedPoint(NumberFormat):
 
     @property
     def dtype(self) -> type[np.floating]:
-        """float32 where its 24 bits hold every value and every midpoint, else float64."""
-        return np.float32 if self.bits <= 24 else np.float64
+        """float32 where it holds every midpoint, with a bit to spare that rounding float64 once needs, else float64."""
+        return np.float32 if self.bits <= 23 else np.float64
 
     def _round(self, numbers: np.ndarray, out: np.ndarray, first: int) -> None:
         number, top = self.dtype, 2 ** (self.bits - 1)

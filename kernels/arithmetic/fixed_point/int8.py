@@ -294,10 +294,8 @@ class Int8(NumberFormat):
             super()._over(source, target, work, threads)
         elif source.flags.c_contiguous and target.flags.c_contiguous:
             bound = _Bound(self, source[0].size if len(source) else 0)
-            NumberFormat._over(bound, source, target, work, threads)
+            self._share(source, target, getattr(bound, work), threads)
         else:  # places in memory say nothing of channels: one channel after the other
-            if np.may_share_memory(source, target) and not _same(source, target):
-                source = source.copy()
             for c, (scale, zero) in enumerate(zip(*self._parameters, strict=True)):
                 alone = Int8(self.symmetric, scale=float(scale), zero_point=None if self.symmetric else int(zero))
                 alone._over(source[c : c + 1], target[c : c + 1], work, threads)
@@ -316,10 +314,8 @@ class Int8(NumberFormat):
             _decode(codes.view(np.int8), out, scales.astype(np.float32), zeros, codes.size // scales.size)
 
 
-class _Bound(NumberFormat):
-    """An `Int8` and how many numbers each of its channels has, which a chunk alone does not tell."""
-
-    bits = 8
+class _Bound:
+    """What an `Int8` does to a chunk, told how many numbers each of its channels has."""
 
     def __init__(self, of: Int8, inner: int):
         scales, zeros = of._parameters
@@ -343,9 +339,6 @@ class _Bound(NumberFormat):
         else:
             nan = _encode(numbers, codes, self.up, self.low, self.high, self.zeros, self.inner, first)
         refuse_nan(nan)
-
-    def _decode(self, codes: np.ndarray, out: np.ndarray) -> None:
-        raise NotImplementedError
 
 
 def integers(encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
@@ -450,10 +443,6 @@ def _scales_of(encoded: Encoded, name: str) -> tuple[np.ndarray, np.ndarray]:
     rows = np.asarray(encoded.scales, np.float64)
     scales, zeros = (rows, np.zeros(len(rows))) if rows.ndim == 1 else rows
     return scales, zeros.astype(np.int64)
-
-
-def _same(a: np.ndarray, b: np.ndarray) -> bool:
-    return a.__array_interface__["data"] == b.__array_interface__["data"] and a.strides == b.strides
 
 
 @njit(cache=True, nogil=True)

@@ -85,10 +85,10 @@ class FP32(NumberFormat):
 
 def _wide_chunks(source: np.ndarray, target: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Chunks of float64 that are small enough to stay in the cache."""
-    each = ["aligned", "contig", "overlap_assume_elementwise"]
+    each = ["aligned", "contig"]
     chunks = np.nditer(  # type: ignore[call-overload]
         [source, target],
-        flags=["external_loop", "buffered", "zerosize_ok", "copy_if_overlap"],
+        flags=["external_loop", "buffered", "zerosize_ok"],
         op_flags=[["readonly", *each], ["writeonly", *each]],
         op_dtypes=[np.float64, target.dtype],
         order="K",

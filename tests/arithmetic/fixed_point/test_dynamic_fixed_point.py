@@ -115,6 +115,16 @@ def test_updates_follow_the_numbers_and_rest():
     assert DynamicFixedPoint(8, exponent=120).update(np.full(9, np.inf)).exponent == 120
 
 
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", ">f4", ">f8"])
+def test_update_leaves_its_argument_alone(dtype):
+    x = np.arange(60).astype(dtype)
+    before, form = x.copy(), DynamicFixedPoint(6, exponent=0)
+    assert form.update(x[::2]).exponent == 1 and form.update(x[:6:2]).exponent == -1
+    np.testing.assert_array_equal(x, before)
+    x.setflags(write=False)
+    assert form.update(x).exponent == 1
+
+
 def test_special_numbers():
     form = DynamicFixedPoint(8, exponent=0)
     x = np.float32([np.inf, -np.inf, 0.0, -0.0, 1e-45, -0.4, 3.4e38])
@@ -142,7 +152,7 @@ def test_layouts_and_refusals():
         np.testing.assert_array_equal(DynamicFixedPoint(6).round(view), expected)
         np.testing.assert_array_equal(form.decode(DynamicFixedPoint(6).encode(view)), expected)
     assert DynamicFixedPoint(6).stored_bits((3, 4)) == 6 * 12 + 8
-    assert DynamicFixedPoint(24).dtype == np.float32 and DynamicFixedPoint(25).dtype == np.float64
+    assert DynamicFixedPoint(23).dtype == np.float32 and DynamicFixedPoint(24).dtype == np.float64
     for scales in (np.float32([3.0]), np.float32([1, 2]), np.float32([-2.0])):
         with pytest.raises(ValueError, match="encoded: expected one power of two as a scale"):
             DynamicFixedPoint().decode(Encoded(np.zeros(2, np.uint8), scales, (2,)))

@@ -76,6 +76,16 @@ def test_any_float_is_exact(variant, rounding, xs):
         np.testing.assert_array_equal(form.decode(form.encode(values)), form.round(values))
 
 
+@pytest.mark.parametrize("bits", [22, 23, 24, 25, 32])
+def test_beside_a_tie_of_the_largest_numbers(bits):
+    """Closer to it than float32 can tell."""
+    k = 2 ** (bits - 2) + np.arange(6) + 0.5
+    for x in (k - 2.0**-18, k, k + 2.0**-18):
+        assert [Fraction(v) for v in FixedPoint(bits, 0).round(x).tolist()] == [
+            exact(v, bits, 0, "nearest-even") for v in x.tolist()
+        ]
+
+
 @pytest.mark.parametrize(("il", "fl"), [(8, 8), (4, 4), (2, 6), (1, 7), (4, 12), (-2, 10)])
 def test_torch_fake_quantize_agrees(il, fl):
     x = np.random.default_rng(0).standard_normal(100_000).astype(np.float32) * np.float32(2.0 ** (il - 1))
@@ -154,7 +164,7 @@ def test_layouts_and_types():
     np.testing.assert_array_equal(form.round(torch.tensor(expected)).numpy(), expected)
     with pytest.raises(TypeError, match="x: expected float16"):
         form.round(np.arange(3))
-    assert FixedPoint(1, 23).dtype == np.float32 and FixedPoint(1, 24).dtype == np.float64
+    assert FixedPoint(1, 22).dtype == np.float32 and FixedPoint(1, 23).dtype == np.float64
     assert form.stored_bits((3, 4)) == 96 and form.fit(x) is form
 
 
