@@ -1,7 +1,8 @@
 """From records to tidy rows: one row a technique, variant, workload, setting, who and metric, with its interval.
 
 Times are stored raw, round by round; read, they give latency, throughput, the speed-up over each contestant (the
-median of the paired ratios of a repetition) and, for floating-point work, the share of the machine's measured peak.
+median of the paired ratios of a repetition) and, for floating-point work, the share of the machine's peak, measured in
+the same rounds.
 """
 
 from __future__ import annotations
@@ -119,13 +120,14 @@ def _values(record: Mapping[str, Any]) -> Iterator[tuple[str, str, float]]:
     for who, values in record.get("values", {}).items():
         for metric, value in values.items():
             yield who, metric, float(value)
-    times, works = record.get("times", {}), record.get("works", {})
+    times, works, missing = record.get("times", {}), record.get("works", {}), record.get("missing", {})
     for who, seconds in times.items():
         latency, work = median(seconds), works.get(who, record.get("work"))
         yield who, "latency", latency
         if work:
             yield who, "throughput", work / latency
-        if record.get("unit") == "flop" and (peak := record["provenance"].get("peak_flops")):
+        peak = record["provenance"].get("peak_flops") if record.get("unit") == "flop" else None
+        if peak and "core_utilization" not in missing.get(who, {}):
             yield who, "core_utilization", work / latency / peak
         if who != "self" and "self" in times:  # contestants of unequal work are compared by their rates
             share = works.get("self", 1.0) / works.get(who, 1.0)

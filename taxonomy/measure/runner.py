@@ -24,6 +24,7 @@ from taxonomy import store as stores
 from taxonomy.fingerprint import snapshot
 from taxonomy.freshness import expected, is_stale
 from taxonomy.measure.protocol import Case, Contest, Missing, Protocol, Trial
+from taxonomy.statistics import median
 from taxonomy.store import Record, Store, key
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ __all__ = [
 
 _STARTED = snapshot()
 """The house as it was when this process began to import it: what is measured is that."""
+PEAK = "the machine's peak"
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -158,10 +160,16 @@ def covering(store: Store) -> tuple[Store, ...]:
 
 
 def take(tx: Taxonomy, job: Job, workload: Any = None) -> Record:
-    """Measure one record, here and now."""
+    """Measure one record, here and now; whatever library computes, it does so with one thread."""
     import torch
+    from threadpoolctl import threadpool_limits
 
     torch.set_num_threads(1)
+    with threadpool_limits(1):
+        return _take(tx, job, workload)
+
+
+def _take(tx: Taxonomy, job: Job, workload: Any) -> Record:
     protocol, node = _protocol(job.node), job.node
     subject = node.reference(**job.variant) if hasattr(node, "reference") else None
     workload = tx.workload(job.workload) if workload is None else workload
@@ -169,21 +177,27 @@ def take(tx: Taxonomy, job: Job, workload: Any = None) -> Record:
     start = time.perf_counter()
     record = job.header()
     record["fingerprint"] = expected(tx, node, job.variant, job.workload, record["setting"])
-    from taxonomy.measure.machine import describe, limits
+    from taxonomy.measure.machine import describe, limits, multiply_adds
 
     provenance = dict(describe())
     if job.trial.timing:
         from taxonomy.measure.timing import interleave
 
         contest: Contest = protocol.contest(case)
-        record["times"] = {who: [_short(t) for t in ts] for who, ts in interleave(contest.contestants).items()}
+        contestants, machine = dict(contest.contestants), limits()
+        if contest.unit == "flop":  # the peak that they are held against is that of their own rounds
+            contestants[PEAK], flop = multiply_adds()
+        times = interleave(contestants)
+        if peak := times.pop(PEAK, None):
+            machine = {**machine, "peak_flops": round(flop / median(peak))}
+        record["times"] = {who: [_short(t) for t in ts] for who, ts in times.items()}
         record["work"], record["unit"] = contest.work, contest.unit
         if contest.works:
             record["works"] = dict(contest.works)
         _put(record, contest.values)
         for who, reason in contest.missing.items():
             record.setdefault("missing", {}).setdefault(who, {})["latency"] = reason
-        provenance.update(limits())
+        provenance.update(machine)
     else:
         _put(record, protocol.quality(case))
     if snapshot() != _STARTED:

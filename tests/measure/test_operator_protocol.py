@@ -137,6 +137,23 @@ def test_the_first_variant_is_also_timed_unprepared():
     assert set(second.contestants) == {"self", "baseline"}
 
 
+def test_another_arithmetic_has_no_share_of_the_peak_of_multiply_adds():
+    from taxonomy.measurements import _values
+
+    class Lookups(Plain):
+        arithmetic = "a lookup"
+
+    for subject, expected in ((Plain(), True), (Lookups(), False)):
+        contest = protocol.contest(case(subject, PRODUCT, peers=("openblas",)))
+        missing = {w: {m: v.reason for m, v in figures.items()} for w, figures in contest.values.items()}
+        record = {
+            "times": {who: [1.0] for who in contest.contestants}, "work": contest.work, "unit": contest.unit,
+            "provenance": {"peak_flops": 1e9}, "missing": missing,
+        }  # fmt: skip
+        shares = {who for who, metric, _ in _values(record) if metric == "core_utilization"}
+        assert {"baseline", "openblas"} <= shares and ({"self", "unprepared"} <= shares) is expected
+
+
 def test_slow_loops_stay_out_of_large_shapes():
     settings = {"up_to": {"naive": {"k": 16}}, "cache_bytes": 4096}
     technique, shapes = node(settings=settings, baseline="naive"), [{"m": 1, "n": 1, "k": k} for k in (16, 17)]

@@ -6,16 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 import taxonomy
+from kernels.simd import LANES
 from taxonomy.fingerprint import ROOT
-from taxonomy.measure import runner
+from taxonomy.measure import machine, runner
 from taxonomy.measure.machine import describe, limits
 from taxonomy.measure.protocol import Contest, Missing, Protocol, Trial
-from taxonomy.measure.timing import interleave
+from taxonomy.measure.timing import interleave, orders
 from taxonomy.store import Store
 
 tx = taxonomy.load()
@@ -117,6 +120,58 @@ def test_timing_records_hold_rounds_limits_and_reasons(monkeypatch):
     assert record["provenance"]["peak_flops"] > 1e9 and record["provenance"]["copy_bandwidth"] > 1e8
 
 
+def test_the_peak_is_that_of_the_rounds_of_the_contest(monkeypatch):
+    """A machine that slows down between the start of a process and a contest must not seem to be busier in it."""
+    slowed = {"peak_flops": 1.0, "copy_bandwidth": 1.0}  # what was seen once, long before
+    monkeypatch.setattr("taxonomy.measure.machine.limits", lambda: slowed)
+    job = runner.Job(tx["posit"], {"bits": 8, "es": 0}, "array-16m", Trial(timing=True))
+    for unit, own in (("flop", True), ("items", False)):
+        fake = Fake()
+        fake.contest = lambda case, unit=unit: Contest({"self": lambda: sum(range(10))}, 10.0, unit)
+        monkeypatch.setattr(runner, "_protocol", lambda node, fake=fake: fake)
+        record = runner.take(tx, job)
+        assert set(record["times"]) == {"self"} and len(record["times"]["self"]) == 15
+        assert (record["provenance"]["peak_flops"] > 1e9) is own
+    assert slowed == {"peak_flops": 1.0, "copy_bandwidth": 1.0}
+
+
+def test_multiply_adds_are_as_many_as_they_say():
+    seeds = np.ones(LANES * 12, np.float32)
+    machine._compiled()(seeds, 100)
+    assert (seeds == 101).all()  # each step added one times one to each number
+    _, flop = machine.multiply_adds()
+    assert flop == 2 * seeds.size * 20000
+
+
+ONE_THREAD = """
+import numpy, taxonomy
+from threadpoolctl import threadpool_info
+from taxonomy.measure import runner
+from taxonomy.measure.protocol import Protocol, Trial
+
+class Look(Protocol):
+    kind = "look"
+    def trials(self, technique, variant, workload): return []
+    def quality(self, case):
+        return {"self": {"macs": max(library["num_threads"] for library in threadpool_info())}}
+
+runner._protocol = lambda node: Look()
+tx = taxonomy.load()
+record = runner.take(tx, runner.Job(tx["posit"], {"bits": 8, "es": 0}, "array-16m", Trial()))
+print(max(library["num_threads"] for library in threadpool_info()), record["values"]["self"]["macs"])
+"""
+
+
+def test_a_blas_that_has_more_threads_measures_with_one():
+    many = {name: value for name, value in os.environ.items() if name not in runner.THREADS}
+    many |= {"OPENBLAS_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
+    found = subprocess.run([sys.executable, "-c", ONE_THREAD], env=many, capture_output=True, text=True, check=True)
+    outside, inside = map(int, found.stdout.split())
+    if outside < 2:
+        pytest.skip("one core: no library has a second thread")
+    assert inside == 1
+
+
 def test_limits_bound_what_the_machine_does():
     peak = limits()["peak_flops"]
     a = np.ones((512, 512), np.float32)
@@ -130,6 +185,16 @@ def test_interleaving_gives_everyone_every_round():
     interleave({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=2)
     first, second = order.index("a"), order.index("b")
     assert first < second and {"a", "b"} == set(order)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 7])
+def test_everybody_follows_everybody_equally_often(count):
+    names = list("abcdefg"[:count])
+    found = orders(names, count * (1 + count % 2))
+    assert all(sorted(order) == names for order in found)
+    followed = Counter(pair for order in found for pair in pairwise(order))
+    assert len(followed) == count * (count - 1) and len(set(followed.values())) == 1
+    assert len({order[0] for order in found}) == count  # and everybody begins
 
 
 def test_a_failing_trial_is_named_and_the_others_are_kept(tmp_path):

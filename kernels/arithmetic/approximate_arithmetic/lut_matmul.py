@@ -171,6 +171,7 @@ class LutMatmul:
     _trees: HashTrees | None = field(default=None, compare=False, repr=False)
 
     operand_bits = 32
+    arithmetic = "a comparison and a lookup among 16 entries"
 
     def __post_init__(self) -> None:
         if not isinstance(self.subspace, int) or isinstance(self.subspace, bool) or self.subspace < 1:
@@ -265,7 +266,7 @@ class LutMatmul:
 
     def energy(self, macs: int, moved: int) -> float:
         """There is none: the cited table has no coefficient for a lookup in a table of 16 entries."""
-        raise KeyError("no cited energy for a comparison and a lookup among 16 entries")
+        raise KeyError(f"no cited energy for {self.arithmetic}")
 
     def supports(self, layer: Any, format: Any = None) -> bool:
         """Whether a layer in a number format runs here as that format: none does, the product is not that of a format.

@@ -15,7 +15,8 @@ Emulated arithmetic is not timed: its time would be the emulation's. Nor are var
 by one of their values. Those figures are missing, with that reason.
 
 Work is that of the task, two flop for each multiply-add whose constant operand is not zero, and the same for
-every contestant. The fraction of the machine's peak is derived on reading, from the limits kept with each record.
+every contestant. The fraction of the machine's peak is derived on reading, from the limits kept with each record; an
+operator whose arithmetic is no multiply-add (`arithmetic` says what it is) has none.
 
 Bytes moved are compulsory: the constant operand as stored, the other one and the result, once each; an operator whose
 operands are no FP32 says their width (`operand_bits`). Where the operator models its passes (`memory_access`) the model
@@ -144,8 +145,12 @@ class OperatorProtocol(Protocol):
         learns = hasattr(subject, "fit")
         if task.times_unprepared and not learns and dict(case.variant) == dict(case.technique.variants[0]):
             contestants["unprepared"] = task.call(subject, task.constant)
+        values: Values = {}
+        if other := getattr(subject, "arithmetic", None):
+            no_share = Missing(f"a share of the peak of multiply-adds; it does none, but {other}")
+            values = {who: {"core_utilization": no_share} for who in contestants}
         others, missing = self._others(case, task)
-        return Contest({**contestants, **others}, work=2.0 * task.macs()[1], unit="flop", missing=missing)
+        return Contest({**contestants, **others}, 2.0 * task.macs()[1], "flop", values, missing)
 
     def _others(self, case: Case, task: Task) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
         """Baseline and peers as calls, and those that cannot take part with the reason."""
