@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from datasets import Workload
 from kernels import counting
+from kernels.energy import DRAM_ENERGY, mac_energy
+from kernels.model.transform import bake
+from taxonomy.measure.protocol import Missing
 
-__all__ = ["costs", "one_item", "stored_bits"]
+__all__ = ["costs", "keeps_codes", "layer_inputs", "modelled_energy", "one_item", "stored_bits", "traffic"]
+
+LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.RNNBase, nn.RNNCellBase)
 
 
 def costs(network: nn.Module, workload: Workload) -> dict[str, float]:
@@ -17,12 +25,14 @@ def costs(network: nn.Module, workload: Workload) -> dict[str, float]:
     Parameters
     ----------
     network : nn.Module
-        Its constraints baked: what is counted are plain weights.
+        Under its constraints, or baked: what they give is what is counted. A constraint that keeps less than FP32
+        numbers says so, see `stored_bits`.
     workload : datasets.Workload
         Gives the shape of an item.
     """
     x = one_item(workload)
-    bits, activations = stored_bits(network), counting.peak_activation_bytes(network, x)
+    bits, network = stored_bits(network), bake(network)
+    activations = counting.peak_activation_bytes(network, x)
     return {
         "parameters": counting.parameters(network),
         "nonzero_parameters": counting.nonzero_parameters(network),
@@ -40,9 +50,11 @@ def one_item(workload: Workload) -> torch.Tensor:
 
 
 def stored_bits(network: nn.Module) -> int:
-    """Bits of the parameters in FP32, each tensor in the smaller of two forms: dense, or a bitmap and its non-zeros.
+    """Bits of the parameters: as their constraint keeps them, else in FP32 in the smaller of two forms.
 
-    The bitmap has one bit for each element, so it pays below a density of 31/32.
+    A constraint (see `kernels.model.transform.constrain`) that gives each weight one of few values offers
+    ``stored_bits(weight)``: the bits of its codes and of what decodes them. The two forms of FP32 are dense, and a
+    bitmap with the non-zeros; the bitmap has one bit for each element, so it pays below a density of 31/32.
 
     Examples
     --------
@@ -53,4 +65,71 @@ def stored_bits(network: nn.Module) -> int:
     >>> stored_bits(layer)
     420
     """
-    return sum(min(32 * p.numel(), p.numel() + 32 * int(p.count_nonzero())) for p in network.parameters())
+    coded = _coded(network)
+    plain = [p for name, p in bake(network).named_parameters() if name not in coded]
+    return sum(coded.values()) + sum(min(32 * p.numel(), p.numel() + 32 * int(p.count_nonzero())) for p in plain)
+
+
+def keeps_codes(network: nn.Module) -> bool:
+    """Whether a constraint of the network says that it keeps less than FP32 numbers."""
+    return bool(_coded(network))
+
+
+def _coded(network: nn.Module) -> dict[str, int]:
+    """Bits of the weights whose last constraint says what it keeps, by the weight's path."""
+    constrained: list[tuple[str, Any]] = [
+        (f"{path}." if path else "", layer)
+        for path, layer in network.named_modules()
+        if parametrize.is_parametrized(layer)
+    ]
+    return {
+        path + name: int(constraints[-1].stored_bits(getattr(layer, name)))
+        for path, layer in constrained
+        for name, constraints in layer.parametrizations.items()
+        if hasattr(constraints[-1], "stored_bits")
+    }
+
+
+def traffic(network: nn.Module, workload: Workload, mac_format: str = "fp32") -> dict[str, float | Missing]:
+    """Bytes moved and energy of one item, by counting.
+
+    Moved are the stored parameters and the inputs of layers with products, once each, the latter in FP32.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Under its constraints.
+    workload : datasets.Workload
+        Gives the shape of an item.
+    mac_format : str
+        What the products are computed in, a format of `kernels.energy`.
+    """
+    plain, x = bake(network), one_item(workload)
+    moved = -(-stored_bits(network) // 8) + 4 * sum(t.numel() for t in layer_inputs(plain, x).values())
+    return {"memory_access": moved, "energy": modelled_energy(mac_format, counting.macs(plain, x), moved)}
+
+
+def layer_inputs(network: nn.Module, items: Tensor) -> dict[str, Tensor]:
+    """What each of those layers is given, by the layer's path; of a layer called again, the first call's."""
+    inputs: dict[str, Tensor] = {}
+
+    def watch(name: str) -> Any:
+        def keep(layer: nn.Module, args: tuple[Any, ...]) -> None:
+            inputs.setdefault(name, args[0].detach())
+
+        return keep
+
+    handles = [m.register_forward_pre_hook(watch(name)) for name, m in network.named_modules() if isinstance(m, LAYERS)]
+    with torch.no_grad():
+        network(items)
+    for handle in handles:
+        handle.remove()
+    return inputs
+
+
+def modelled_energy(name: str, macs: int, moved: int) -> float | Missing:
+    """Joules of the products and of the bytes from off-chip memory, where the cited table knows the format."""
+    try:
+        return macs * mac_energy(name) + moved * DRAM_ENERGY
+    except KeyError as error:
+        return Missing(error.args[0])

@@ -121,7 +121,7 @@ def operate(network: nn.Module, op: Any, items: Tensor) -> nn.Module:
     items : Tensor
         What an operator that has a `fit` is fitted on, as the layers of the FP32 network see them.
     """
-    from taxonomy.measure.protocols.number_format import layer_inputs
+    from taxonomy.measure.figures import layer_inputs
 
     network = copy.deepcopy(network).eval()
     inputs = layer_inputs(network, items) if hasattr(op, "fit") else {}

@@ -19,10 +19,11 @@ from kernels.arithmetic.fixed_point.int8 import Int8
 from kernels.arithmetic.floating_point.bfloat16 import BFloat16
 from kernels.arithmetic.floating_point.fp8 import FP8
 from kernels.arithmetic.floating_point.fp16 import FP16
+from taxonomy.measure.figures import layer_inputs
 from taxonomy.measure.peers import number_format as peers
 from taxonomy.measure.protocol import Case, Missing
 from taxonomy.measure.protocols import number_format as module
-from taxonomy.measure.protocols.number_format import errors, layer_inputs, protocol, round_network, traffic, weights_of
+from taxonomy.measure.protocols.number_format import errors, protocol, round_network, traffic, weights_of
 from taxonomy.measure.workloads import Operands
 
 # torch.fx's folding imports torch.jit, which says that it is old

@@ -14,6 +14,7 @@ from datasets import Data, Recipe, Split, Workload
 from kernels.arithmetic.mixed_precision.mixed_precision_training import MixedPrecisionTraining
 from kernels.arithmetic.mixed_precision.precision_scheduling import PrecisionScheduling
 from kernels.model.distillation.soft_label_distillation import SoftLabelDistillation
+from kernels.model.transform import constrain
 from taxonomy.measure.protocol import Case, Missing
 from taxonomy.measure.protocols.training import _plain, protocol, recipe_of
 
@@ -33,8 +34,13 @@ WORKLOAD = Workload(
 STUDENT, TEACHER = 5 * 2 + 2 * 3, 5 * 20 + 20 * 3
 
 
+def node(peers=(), **settings):
+    return SimpleNamespace(settings=settings, peers=peers)
+
+
 def quality(subject, network="student", seed=0):
-    return protocol.quality(Case(SimpleNamespace(settings={"network": network}), {}, subject, WORKLOAD, {}, seed))
+    peers = ("label-smoothing", "teacher")
+    return protocol.quality(Case(node(peers, network=network), {}, subject, WORKLOAD, {}, seed))
 
 
 @pytest.fixture(scope="module")
@@ -97,25 +103,24 @@ def test_trials_are_five_seeds():
 
 
 SETTINGS = {
-    "contestants": ["without"],
     "epochs": {"blobs": 2},
     "recipes": {"plain": {}, "hard": {"rate": 0.5, "loss": 0.25, "schedule": "constant"}},
 }
 
 
 def low(subject, recipe="plain", settings=SETTINGS):
-    return protocol.quality(Case(SimpleNamespace(settings=settings), {}, subject, WORKLOAD, {"recipe": recipe}, 0))
+    return protocol.quality(Case(node(("without",), **settings), {}, subject, WORKLOAD, {"recipe": recipe}, 0))
 
 
 def test_recipes_are_settings_and_change_what_they_name():
-    trials = protocol.trials(SimpleNamespace(settings=SETTINGS), {}, WORKLOAD)
+    trials = protocol.trials(node(**SETTINGS), {}, WORKLOAD)
     assert [t.setting["recipe"] for t in trials] == ["plain"] * 5 + ["hard"] * 5
-    case = Case(SimpleNamespace(settings=SETTINGS), {}, None, WORKLOAD, {"recipe": "hard"}, 0)
+    case = Case(node(**SETTINGS), {}, None, WORKLOAD, {"recipe": "hard"}, 0)
     hard = recipe_of(case)
     assert (hard.epochs, hard.batch, hard.learning_rate, hard.schedule) == (2, 32, 0.025, "constant")
     network, x, y = WORKLOAD.network(), torch.tensor(blobs(6, 0).x), torch.tensor(blobs(6, 0).y)
     assert hard.loss(network, x, y).item() == functional.cross_entropy(network(x), y).item() / 4
-    bare = Case(SimpleNamespace(settings={}), {}, None, WORKLOAD, {}, 0)
+    bare = Case(node(), {}, None, WORKLOAD, {}, 0)
     assert recipe_of(bare) is WORKLOAD.recipe
 
 
@@ -143,10 +148,42 @@ def test_bytes_and_joules_of_training_are_counted_by_hand():
     assert "bfloat16" in low(MixedPrecisionTraining("bfloat16"))["self"]["energy"].reason
 
 
+class OneBit(nn.Module):
+    """Each weight is one of two values, so it keeps a bit, and the tensor a scale."""
+
+    def forward(self, weight):
+        return weight.abs().mean() * torch.where(weight.detach() < 0, -1.0, 1.0)
+
+    def stored_bits(self, weight):
+        return weight.numel() + 32
+
+
+class Signs:
+    """A method that trains as the recipe says, and leaves its constraint on the first layer."""
+
+    def train(self, network, data, recipe, teacher=None, seed=None):
+        constrain(network[0], "weight", OneBit())
+        return network, recipe.train(network, data, seed=seed)
+
+
+def test_a_network_that_keeps_codes_has_the_bytes_and_joules_of_running_it():
+    values = protocol.quality(Case(node(), {}, Signs(), WORKLOAD, {}, 0))
+    stored = 5 * 20 * 1 + 32 + 32 * (20 + 20 * 3 + 3)
+    inputs, macs = 5 + 20, 5 * 20 + 20 * 3
+    own, plain = values["self"], values["baseline"]
+    assert own["stored_bits"] == stored and own["parameters"] == plain["parameters"] == 183
+    assert own["memory_access"] == -(-stored // 8) + 4 * inputs
+    assert plain["memory_access"] == 4 * (183 + inputs)
+    assert plain["energy"] - own["energy"] == pytest.approx(
+        (plain["memory_access"] - own["memory_access"]) * 1.3e-9 / 8
+    )
+    assert plain["energy"] == pytest.approx(macs * (3.7e-12 + 0.9e-12) + plain["memory_access"] * 1.3e-9 / 8)
+    assert own["memory_footprint"] - -(-stored // 8) == plain["memory_footprint"] - 4 * 183  # activations
+
+
 def test_bit_operations_of_a_schedule_are_the_mean_over_its_updates():
-    settings = {"contestants": ["without", "lowest"], "epochs": {"blobs": 2}}
     method = PrecisionScheduling("progressive", low=4, high=8, gradient_low=6, stages=2)
-    case = Case(SimpleNamespace(settings=settings), {}, method, WORKLOAD, {}, 0)
+    case = Case(node(("without", "lowest"), epochs={"blobs": 2}), {}, method, WORKLOAD, {}, 0)
     values = protocol.quality(case)
     macs = 5 * 20 + 20 * 3
     few, all_bits = 4 * 4 + 2 * 4 * 6, 3 * 8 * 8

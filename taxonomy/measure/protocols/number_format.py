@@ -27,19 +27,18 @@ from torch import Tensor, nn
 
 from datasets.workloads.recipe import one_thread
 from kernels import counting
-from kernels.energy import DRAM_ENERGY, mac_energy
+from taxonomy.measure.figures import LAYERS, layer_inputs, modelled_energy
 from taxonomy.measure.peers.number_format import INSTALL, contestant
 from taxonomy.measure.protocol import REPETITIONS, Case, Contest, Missing, Protocol, Trial, Values
 from taxonomy.measure.stack import fold
 
-__all__ = ["NumberFormatProtocol", "layer_inputs", "protocol", "round_network", "traffic", "weights_of"]
+__all__ = ["NumberFormatProtocol", "protocol", "round_network", "traffic", "weights_of"]
 
 ON = ("weights", "activations", "both")
 CALIBRATION = 256
 BATCH = 256
 ROW = 4096
 """Arrays to be timed are matrices with rows of so many elements, where that divides them: formats may have channels."""
-LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.RNNBase, nn.RNNCellBase)
 
 
 class NumberFormatProtocol(Protocol):
@@ -93,7 +92,7 @@ class NumberFormatProtocol(Protocol):
                     if getattr(case.technique, "runs", "emulated") != "native"
                     else "rounding is not computing: products in the format are measured with operators"
                 ),
-                "energy": energy(case.technique.id, macs, moved)
+                "energy": modelled_energy(case.technique.id, macs, moved)
                 if on == "both"
                 else Missing("a product has two operands: modelled where both are in the format"),
             },
@@ -102,7 +101,7 @@ class NumberFormatProtocol(Protocol):
                 "bits_per_number": 32,
                 "memory_footprint": -(-plain_stored // 8),
                 "memory_access": plain_moved,
-                "energy": energy("fp32", macs, plain_moved),
+                "energy": modelled_energy("fp32", macs, plain_moved),
             },
         }
         for who, outputs in (("self", got), ("baseline", exact)):
@@ -183,24 +182,6 @@ def weights_of(network: nn.Module) -> list[Tensor]:
 def _weights(network: nn.Module) -> list[nn.Parameter]:
     named = (item for m in network.modules() if isinstance(m, LAYERS) for item in m.named_parameters(recurse=False))
     return list({id(p): p for name, p in named if name.startswith("weight")}.values())
-
-
-def layer_inputs(network: nn.Module, items: Tensor) -> dict[str, Tensor]:
-    """What each of those layers is given, by the layer's path; of a layer called again, the first call's."""
-    inputs: dict[str, Tensor] = {}
-
-    def watch(name: str) -> Any:
-        def keep(layer: nn.Module, args: tuple[Any, ...]) -> None:
-            inputs.setdefault(name, args[0].detach())
-
-        return keep
-
-    handles = [m.register_forward_pre_hook(watch(name)) for name, m in network.named_modules() if isinstance(m, LAYERS)]
-    with torch.no_grad():
-        network(items)
-    for handle in handles:
-        handle.remove()
-    return inputs
 
 
 def round_network(network: nn.Module, number_format: Any, items: Tensor, on: str = "both") -> tuple[nn.Module, dict]:
@@ -287,14 +268,6 @@ def bits_per_number(network: nn.Module, item: Tensor, number_format: Any, on: st
 
 def _bits(tensors: list[Tensor], number_format: Any) -> int:
     return sum(32 * t.numel() if number_format is None else number_format.stored_bits(tuple(t.shape)) for t in tensors)
-
-
-def energy(name: str, macs: int, moved: int) -> float | Missing:
-    """Joules of the products and of the bytes from off-chip memory, where the cited table knows the format."""
-    try:
-        return macs * mac_energy(name) + moved * DRAM_ENERGY
-    except KeyError as error:
-        return Missing(error.args[0])
 
 
 protocol = NumberFormatProtocol()

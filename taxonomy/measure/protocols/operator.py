@@ -41,8 +41,9 @@ from datasets import accuracy
 from kernels import counting
 from kernels.energy import DRAM_ENERGY, mac_energy
 from kernels.implementation.loops.loop_tiling import LoopTiling
+from taxonomy.measure.figures import layer_inputs
 from taxonomy.measure.protocol import REPETITIONS, Case, Contest, Missing, Protocol, Trial, Values
-from taxonomy.measure.protocols.number_format import layer_inputs, weights_of
+from taxonomy.measure.protocols.number_format import weights_of
 from taxonomy.measure.stack import CALIBRATION, fold, operate
 from taxonomy.measure.tasks import INSTALL, Circuit, Shape, Task, task_of
 

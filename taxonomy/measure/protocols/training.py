@@ -16,7 +16,7 @@ from datasets.workloads.recipe import cross_entropy
 from kernels import counting
 from kernels.energy import DRAM_ENERGY, mac_energy
 from kernels.model.transform import bake
-from taxonomy.measure.figures import costs, one_item
+from taxonomy.measure.figures import costs, keeps_codes, one_item, traffic
 from taxonomy.measure.protocol import REPETITIONS, Case, Missing, Protocol, Trial, Values
 
 __all__ = ["ScaledRecipe", "TrainingProtocol", "protocol", "recipe_of"]
@@ -30,14 +30,16 @@ class TrainingProtocol(Protocol):
     """Train by the technique and by others: same start, same updates, same order.
 
     A technique's settings say the conditions. `network`: which of the workload's networks learns, its own (network, the
-    default) or its smaller one (student). `contestants`: who learns beside the technique and the plain recipe in FP32
-    (baseline); label-smoothing and the teacher, if it was used, where nothing is said; any other name is a method of
-    the technique that gives a technique, such as `without`. `recipes`: names of conditions and what they change of the
+    default) or its smaller one (student). `recipes`: names of conditions and what they change of the
     recipe, see `recipe_of`; each is a setting of its own. `epochs`: by workload, instead of the recipe's.
+
+    Beside the technique and the plain recipe in FP32 (baseline) learn the technique's `peers`: label-smoothing; the
+    teacher, if it was used; any other name is a method of the technique that gives a technique, such as `without`.
 
     A technique that says the bits of what training keeps (`cost_bits`) has bytes and joules of training, by counting;
     joules by the cited energy of the format it names (`mac_format`, else `format`). One that writes into its trace the
-    ``bits`` of its forward and backward products has bit operations.
+    ``bits`` of its forward and backward products has bit operations. One that leaves constraints which keep codes on
+    the trained network (`figures.stored_bits`) has the bytes and joules of running that network.
     """
 
     kind = "training"
@@ -52,12 +54,11 @@ class TrainingProtocol(Protocol):
     def quality(self, case: Case) -> Values:
         workload, settings = case.workload, case.technique.settings
         which, recipe = settings.get("network", "network"), recipe_of(case)
-        contestants = settings.get("contestants", ("label-smoothing", "teacher"))
         values: Values = {}
         own, lessons = _taught(case.subject, workload, which, case.seed, recipe)
         values["self"] = own
         values["baseline"] = {**_plain(workload, which, case.seed, 0.0, recipe)}
-        for who in contestants:
+        for who in case.technique.peers:
             if who == "label-smoothing":
                 values[who] = {**_plain(workload, which, case.seed, SMOOTHING, recipe)}
             elif who == "teacher":
@@ -67,6 +68,8 @@ class TrainingProtocol(Protocol):
                 values[who] = {**_beside(getattr(case.subject, who)(), workload, which, case.seed, recipe)}
         if hasattr(case.subject, "cost_bits"):
             values["baseline"] |= _resources(None, workload, which, recipe)
+        elif "memory_access" in own:
+            values["baseline"] |= traffic(getattr(workload, which)(case.seed), workload)
         if "bit_operations" in own:
             values["baseline"]["bit_operations"] = _bit_operations(own["macs"], [(32, 32)])
         return values
@@ -115,7 +118,9 @@ def _taught(
     lessons = meter.watch(teacher, workload)
     trained, trace = subject.train(network, workload.data(), recipe, teacher, seed=seed)
     cost = {"steps": len(trace), "training_macs": meter.macs}  # before the network is evaluated, under the meter's eye
-    values: dict[str, Any] = {**_figures(bake(trained), workload), **cost}
+    values: dict[str, Any] = {**_figures(trained, workload), **cost}
+    if keeps_codes(trained):
+        values |= traffic(trained, workload)
     if hasattr(subject, "cost_bits"):
         values |= _resources(subject, workload, which, recipe)
     if trace and "bits" in trace[0]:
@@ -166,7 +171,7 @@ def _plain(workload: Workload, which: str, seed: int, smoothing: float, recipe: 
 
 
 def _figures(network: nn.Module, workload: Workload) -> dict[str, float]:
-    return {"accuracy": accuracy(network, workload.data().test), **costs(network, workload)}
+    return {"accuracy": accuracy(bake(network), workload.data().test), **costs(network, workload)}
 
 
 # --- what training in a precision keeps, moves and takes, by counting ----------------------------------------------

@@ -10,7 +10,7 @@ from torch import nn
 
 from datasets import accuracy
 from kernels.model.transform import bake
-from taxonomy.measure.figures import costs
+from taxonomy.measure.figures import costs, keeps_codes, traffic
 from taxonomy.measure.protocol import REPETITIONS, Case, Contest, Missing, Protocol, Trial, Values
 
 __all__ = ["BATCHES", "TransformProtocol", "forward_pass", "is_timed", "protocol", "timing_trials"]
@@ -22,7 +22,8 @@ class TransformProtocol(Protocol):
     """Transform the trained network, fine-tune it by the workload's recipe, bake it; beside it the untouched network.
 
     Where the implementation offers `at_random(seed)`, a blind transform of the same strength goes the same way.
-    A technique's settings may name the variants that are `timed`, and why the others are `untimed`.
+    A network whose constraints keep codes (`figures.stored_bits`) has bytes moved and energy too. A technique's
+    settings may name the variants that are `timed`, and why the others are `untimed`.
     """
 
     kind = "transform"
@@ -58,8 +59,11 @@ class TransformProtocol(Protocol):
             values[who] = {
                 "accuracy": accuracy(baked, data.test),
                 "accuracy_before_finetuning": before,
-                **costs(baked, workload),
+                **costs(network, workload),
             }
+            if keeps_codes(network):
+                values[who] |= traffic(network, workload)
+                values["baseline"] |= traffic(untouched, workload)
         if not is_timed(case.technique, case.variant):
             values["self"]["latency"] = Missing(case.technique.settings["untimed"])
         return values
