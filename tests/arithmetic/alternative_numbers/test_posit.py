@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kernels.arithmetic.alternative_numbers.posit import Posit, posit_round, posit_value
 
 WIDTHS = [(bits, es) for bits in range(2, 11) for es in range(5)]
-VARIANTS = [(16, 1), (16, 0), (16, 2), (8, 0), (8, 1), (8, 2)]
+VARIANTS = [(16, 1), (16, 0), (16, 2), (10, 1), (8, 0), (8, 1), (8, 2)]
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
 
