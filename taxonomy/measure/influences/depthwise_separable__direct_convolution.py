@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from numba import njit
 
 from kernels.implementation.convolution.direct_convolution import DirectConvolution
 from taxonomy.measure.protocol import REPETITIONS, Case, Contest, Protocol, Trial
+from taxonomy.measure.tasks.convolution import packed
 
 LAYERS = ({"channels": 64, "size": 28}, {"channels": 128, "size": 14}, {"channels": 32, "size": 56})
 AGAINST = ("naive loops", "torch")
@@ -18,6 +18,7 @@ AGAINST = ("naive loops", "torch")
 
 class Experiment(Protocol):
     kind = "depthwise-separable--direct-convolution"
+    version = 2
 
     def trials(self, technique: Any, variant: Mapping[str, Any], workload: Any) -> list[Trial]:
         return [
@@ -51,8 +52,7 @@ def _direct(x: np.ndarray, w: np.ndarray, groups: int) -> Callable[[], Any]:
 
 def _plain(against: str, x: np.ndarray, w: np.ndarray, groups: int) -> Callable[[], Any]:
     if against == "torch":
-        image, weight = torch.from_numpy(x), torch.from_numpy(w)
-        return lambda: torch.nn.functional.conv2d(image, weight, padding=1, groups=groups)
+        return packed(w, x, {"stride": 1, "padding": 1, "groups": groups})
     padded = np.pad(x[0], ((0, 0), (1, 1), (1, 1)))
     return lambda: _loops(padded, w, groups)
 

@@ -45,7 +45,7 @@ from taxonomy.measure.figures import layer_inputs
 from taxonomy.measure.protocol import REPETITIONS, Case, Contest, Missing, Protocol, Trial, Values
 from taxonomy.measure.protocols.number_format import weights_of
 from taxonomy.measure.stack import CALIBRATION, fold, operate
-from taxonomy.measure.tasks import INSTALL, Circuit, Shape, Task, task_of
+from taxonomy.measure.tasks import Circuit, Shape, Task, task_of
 
 __all__ = ["OperatorProtocol", "protocol", "stored_bytes"]
 
@@ -169,7 +169,9 @@ class OperatorProtocol(Protocol):
             try:
                 calls[name] = task.peers[name](task.constant, task.varying, task.shape)
             except ImportError:
-                missing[name] = f"not installed: pip install {INSTALL.get(name, name)}"
+                missing[name] = f"not installed: pip install {name}"
+            except ValueError as error:
+                missing[name] = str(error)
         return calls, missing
 
 

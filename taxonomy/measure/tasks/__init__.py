@@ -5,9 +5,9 @@ from taxonomy.measure.tasks.convolution import Convolution
 from taxonomy.measure.tasks.product import Product
 from taxonomy.measure.tasks.solve import Solve
 from taxonomy.measure.tasks.sparse_product import SparseProduct
-from taxonomy.measure.tasks.task import INSTALL, Peer, Shape, Task
+from taxonomy.measure.tasks.task import Peer, Shape, Task
 
-__all__ = ["INSTALL", "TASKS", "Circuit", "Peer", "Shape", "Task", "task_of"]
+__all__ = ["TASKS", "Circuit", "Peer", "Shape", "Task", "task_of"]
 
 TASKS: tuple[type[Task], ...] = (Convolution, Product, Solve, SparseProduct)
 

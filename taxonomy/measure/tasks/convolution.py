@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from taxonomy.measure.tasks.task import Shape, Task
+from taxonomy.measure.tasks.task import Shape, Task, onednn
 
 __all__ = ["Convolution"]
 
@@ -34,12 +34,23 @@ def channels_last(w: np.ndarray, x: np.ndarray, shape: Shape) -> Callable[[], An
     return lambda: conv2d(images, filters, **options)
 
 
+def packed(w: np.ndarray, x: np.ndarray, shape: Shape) -> Callable[[], Any]:
+    """oneDNN as PyTorch's compiler calls it: the same images, the filters packed once for such images."""
+    import torch
+
+    options = [[shape["padding"]] * 2, [shape["stride"]] * 2, [1, 1], shape["groups"]]
+    images, filters = (torch.from_numpy(t).to(memory_format=torch.channels_last) for t in (x, w))
+    onednn(torch)
+    ready = torch._C._nn.mkldnn_reorder_conv2d_weight(filters.to_mkldnn(), *options, list(x.shape))  # type: ignore
+    return lambda: torch.ops.mkldnn._convolution_pointwise(images, ready, None, *options, "none", [], "")
+
+
 class Convolution(Task):
     """A layer of `in_channels` to `out_channels`, square images and square filters."""
 
     name = "convolution"
     keys = frozenset({"in_channels", "out_channels", "size", "kernel", *OPTIONS})
-    peers: ClassVar = {"torch": torch_convolution, "torch-channels-last": channels_last}
+    peers: ClassVar = {"torch": torch_convolution, "torch-channels-last": channels_last, "torch-packed": packed}
 
     @classmethod
     def of(cls, shape: Shape, seed: int) -> Self:

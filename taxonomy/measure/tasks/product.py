@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from kernels.implementation.loops.loop_tiling import LoopTiling
-from taxonomy.measure.tasks.task import Shape, Task
+from taxonomy.measure.tasks.task import Shape, Task, onednn
 
 __all__ = ["Product"]
 
@@ -34,12 +34,22 @@ def torch_product(w: np.ndarray, x: np.ndarray, shape: Shape) -> Callable[[], An
     return lambda: left @ right
 
 
+def packed(w: np.ndarray, x: np.ndarray, shape: Shape) -> Callable[[], Any]:
+    """oneDNN as PyTorch's compiler calls it, the constant operand packed once for so many rows."""
+    import torch
+
+    onednn(torch)
+    left, rows = torch.from_numpy(x), len(x)
+    right = torch.ops.mkldnn._reorder_linear_weight(torch.from_numpy(w).t().contiguous(), rows)
+    return lambda: torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
+
+
 class Product(Task):
     """A dense product."""
 
     name = "product"
     keys = frozenset("mnk")
-    peers: ClassVar = {"openblas": openblas, "torch": torch_product}
+    peers: ClassVar = {"openblas": openblas, "torch": torch_product, "torch-packed": packed}
     baselines: ClassVar = {"naive": naive, "dense": openblas, "fp32": openblas}
     times_unprepared = True
 

@@ -11,14 +11,24 @@ import numpy as np
 
 from taxonomy.measure.protocol import Missing
 
-__all__ = ["INSTALL", "Peer", "Shape", "Task"]
+__all__ = ["Peer", "Shape", "Task", "onednn"]
 
 Shape = Mapping[str, Any]
 Peer = Callable[[np.ndarray, np.ndarray, Shape], Callable[[], Any]]
 """Takes the constant operand, which it may bring into a form of its own outside the time, the operand that changes from
-call to call, and the shape; gives a call. Raises ImportError where its library is not there."""
-INSTALL = {"mkl": "sparse_dot_mkl"}
-"""Packages whose name is not the peer's."""
+call to call, and the shape; gives a call. Raises ImportError where its library, a package of the peer's name, is not
+there, and ValueError, with the reason, where it cannot do this."""
+
+
+def onednn(torch: Any) -> None:
+    """Refuse a PyTorch that was built without oneDNN.
+
+    Raises
+    ------
+    ValueError
+    """
+    if not torch.backends.mkldnn.is_available():
+        raise ValueError("this PyTorch was built without oneDNN")
 
 
 @dataclass(frozen=True)
