@@ -23,7 +23,7 @@ METHODS = {  # kind -> what its implementation must offer, design's table of con
     "search": ("search",),
     "adaptive": ("apply",),
     "operator": ("prepare", "supports"),
-    "cost-model": ("cost", "cost_gemm"),
+    "cost-model": ("cost", "cost_gemm", "ideal"),
     "fault": ("protect", "corrupt", "recover"),
 }
 MEASURED = re.compile(r"\d+(\.\d+)?\s*(%|x faster|times faster|GFLOP|GOP|ms\b|dB\b)")

@@ -21,7 +21,7 @@ WORKLOADS = {
     "mnist-cnn": datasets.workload("mnist-cnn"),
     "resnet18-layers": SimpleNamespace(id="resnet18-layers", settings=RESNET["settings"]),
 }
-NODE = SimpleNamespace(id="weight-stationary", peers=("scale-sim",))
+NODE = SimpleNamespace(id="weight-stationary", peers=("scale-sim",), settings={})
 
 
 @pytest.mark.parametrize("workload", WORKLOADS.values(), ids=WORKLOADS.keys())
@@ -55,7 +55,7 @@ def test_a_model_that_needs_numbers_is_given_the_networks_own():
     assert [layer.gemm_shape() for layer in layers] == [layer.gemm_shape() for layer in layers_of_workload(workload)]
     head = [m for m in workload.trained().modules() if isinstance(m, torch.nn.Linear)][-1]
     assert torch.equal(torch.from_numpy(layers[-1].weights[0]), head.weight.detach())
-    node = SimpleNamespace(id="essential-bits", peers=())
+    node = SimpleNamespace(id="essential-bits", peers=(), settings={})
     for trial in protocol.trials(node, {}, workload):
         values = protocol.quality(Case(node, {}, EssentialBits(), workload, trial.setting, trial.seed))
         own, parallel = values["self"], values["baseline"]

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kernels.implementation.dataflow.layer import Layer, layers_of, positive_integer
-from kernels.implementation.dataflow.systolic import Traffic
+from kernels.implementation.dataflow.cost_model import CostModel, Counts, Traffic
+from kernels.implementation.dataflow.layer import Layer, ValuedLayer, positive_integer
 
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-__all__ = [
-    "BitCounts", "BitParallel", "EssentialBits", "ValuedLayer", "digits", "fixed_point", "plain_signed_digits",
-    "valued_layers",
-]  # fmt: skip
-
-ENERGY = "no cited energy for a shift-and-add of one bit, nor for a 16-bit multiplication"
+__all__ = ["BitCounts", "BitParallel", "EssentialBits", "digits", "fixed_point", "plain_signed_digits"]
 
 
 def plain_signed_digits(x: int) -> list[int]:
@@ -85,68 +75,31 @@ def fixed_point(x: np.ndarray, bits: int) -> np.ndarray:
     return np.clip(np.rint(x / step), -top, top).astype(np.int64)
 
 
-@dataclass(frozen=True, eq=False)
-class ValuedLayer(Layer):
-    """A layer with the numbers that it computes on.
-
-    Parameters
-    ----------
-    weights : ndarray, shape (groups, n, k)
-    inputs : ndarray, shape (items, groups, m, k)
-        Windows of one or more items. Entries of a window, and of a filter, are ordered by row, column, channel, so that
-        neighbours are channels of one pixel.
-    """
-
-    weights: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
-    inputs: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
-
-
 @dataclass(frozen=True)
-class BitCounts:
-    """What a list of layers costs.
+class BitCounts(Counts):
+    """What a list of layers costs; its operations are of one bit, and those used have a digit that is not zero.
 
     Parameters
     ----------
-    cycles : float
-        Of one item; the mean over the items where there are several.
-    macs : int
-    lanes : float
-        One-bit operations that the array could have done in these cycles.
-    set_bits : float
-        Those among them whose bit, or signed digit, is not zero: what must be done.
     values : float
-        Serial operands that were taken, each as often as it comes.
-    sram, dram : Traffic
-    energy : None
-        The cited table has no coefficient for it.
+        Serial operands that were taken, each as often as it comes; cycles and digits are means over items where there
+        are several.
     """
 
-    cycles: float = 0
-    macs: int = 0
-    lanes: float = 0
-    set_bits: float = 0
     values: float = 0
-    sram: Traffic = field(default_factory=Traffic)
-    dram: Traffic = field(default_factory=Traffic)
-    energy: None = None
-
-    @property
-    def utilization(self) -> float:
-        """Share of the one-bit operations that had a bit to work on."""
-        return self.set_bits / self.lanes if self.lanes else 0.0
 
     @property
     def essential_bits(self) -> float:
         """Digits other than zero of a serial operand, on average."""
-        return self.set_bits / self.values if self.values else 0.0
+        return self.used / self.values if self.values else 0.0
 
-    def __add__(self, other: BitCounts) -> BitCounts:
-        both = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "energy"}
-        return BitCounts(**both)
+    def figures(self) -> dict[str, float | None]:
+        """Every figure by its name."""
+        return {**super().figures(), "essential_bits": self.essential_bits}
 
 
 @dataclass(frozen=True)
-class EssentialBits:
+class EssentialBits(CostModel):
     """An array of one-bit lanes that spends cycles on set bits only.
 
     A bit-parallel array multiplies a brick of `rows` operands of one window by those of `columns` filters in a cycle,
@@ -205,8 +158,9 @@ class EssentialBits:
     operand: str = "inputs"
     sync: str = "pallet"
 
+    counts = BitCounts
     needs_values = True
-    no_energy = ENERGY
+    no_energy = "no cited energy for a shift-and-add of one bit, nor for a 16-bit multiplication"
 
     def __post_init__(self) -> None:
         positive_integer(self.rows, "rows")
@@ -222,32 +176,12 @@ class EssentialBits:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: expected {' or '.join(known)}, got {getattr(self, name)!r}")
 
-    def cost(self, layers: Layer | Iterable[Layer]) -> BitCounts:
-        """Cycles, bits and bytes of layers that run one after another.
-
-        Parameters
-        ----------
-        layers : Layer or iterable of Layer
-
-        Returns
-        -------
-        BitCounts
-        """
-        layers = [layers] if isinstance(layers, Layer) else list(layers)
-        for layer in layers:
-            if not isinstance(layer, Layer):
-                raise TypeError(f"layers: expected Layer objects, got {type(layer).__name__}")
-        return sum((self._cost(layer) for layer in layers), BitCounts())
-
-    def cost_gemm(self, m: int, n: int, k: int) -> BitCounts:
-        """The same for the product of an m x k matrix of inputs by a k x n matrix of weights, as of any codes."""
-        return self.cost(Layer.gemm(m, n, k))
-
     def ideal(self) -> BitParallel:
         """The bit-parallel array that has as many bits in its multipliers as this one has lanes."""
         return BitParallel(**{f.name: getattr(self, f.name) for f in fields(self)})
 
-    def _cost(self, layer: Layer) -> BitCounts:
+    def cost_of(self, layer: Layer) -> BitCounts:
+        """The cost of one layer."""
         m, n, k = layer.gemm_shape()
         serial, parallel = (m, n) if self.operand == "inputs" else (n, m)
         passes = -(-parallel // self.columns)
@@ -261,10 +195,10 @@ class EssentialBits:
         inputs, weights, outputs = m * k, k * n, m * n
         again = {"inputs": (passes, self._reads(m)), "weights": (self._reads(n), passes)}[self.operand]
         sram = Traffic(*(round(x * word) for x in (inputs * again[0], weights * again[1], outputs))) * layer.groups
-        once = (min(layer.ifmap_elements, inputs), weights, outputs)
+        once = (layer.ifmap_elements, weights, outputs)
         dram = Traffic(*(round(x * word) for x in once)) * layer.groups
         lanes = cycles * self.rows * self.columns * self.bits
-        return BitCounts(cycles, layer.macs, lanes, ones * parallel, layer.macs, sram, dram)
+        return BitCounts(cycles, layer.macs, lanes, ones * parallel, sram, dram, None, layer.macs)
 
     def _digits(self, layer: Layer) -> Iterator[tuple[float, np.ndarray]]:
         """Digits of the serial operand, a matrix (serial, k) for each item and group, and the share it counts for."""
@@ -348,70 +282,3 @@ def _histogram(bits: int, recoding: str) -> np.ndarray:
     """The chance of each number of digits, of a magnitude of bits - 1 bits."""
     counted = digits(np.arange(2 ** (bits - 1)), recoding)
     return np.bincount(counted, minlength=bits + 1) / counted.size
-
-
-def valued_layers(network: nn.Module, x: torch.Tensor) -> list[ValuedLayer]:
-    """The convolutions and linear layers of a network with their weights, and their inputs for each item of `x`.
-
-    Parameters
-    ----------
-    network : nn.Module
-        Of `Conv2d` and `Linear` layers, each called once in a forward pass.
-    x : torch.Tensor
-        Items, batch first.
-
-    Returns
-    -------
-    list of ValuedLayer
-        In the order of their calls, as of one item.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from torch import nn
-    >>> layer, = valued_layers(nn.Sequential(nn.Conv2d(2, 3, 2)), torch.ones(5, 2, 3, 3))
-    >>> layer.gemm_shape(), layer.weights.shape, layer.inputs.shape
-    ((4, 3, 8), (1, 3, 8), (5, 1, 4, 8))
-    """
-    import torch
-    from torch import nn
-
-    seen: dict[str, Any] = {}
-    modules = {name: m for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-    hooks = [
-        module.register_forward_pre_hook(lambda _, inputs, name=name: seen.__setitem__(name, inputs[0].detach()))
-        for name, module in modules.items()
-    ]
-    mode = network.training
-    try:
-        with torch.no_grad():
-            network.eval()(x)
-    finally:
-        network.train(mode)
-        for hook in hooks:
-            hook.remove()
-    return [
-        ValuedLayer(**{f.name: getattr(layer, f.name) for f in fields(Layer)}, weights=w, inputs=inputs)
-        for layer in layers_of(network, x[:1])
-        for w, inputs in [_values(modules[layer.name], seen[layer.name])]
-    ]
-
-
-def _values(module: nn.Conv2d | nn.Linear, x: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    from torch import nn
-
-    weight = module.weight.detach()
-    if isinstance(module, nn.Linear):
-        return weight.numpy()[None], x.reshape(len(x), 1, -1, x.shape[-1]).numpy()
-    groups, pixels = module.groups, module.kernel_size[0] * module.kernel_size[1]
-    padding = module.padding if not isinstance(module.padding, str) else _same(module)
-    windows = nn.functional.unfold(x, module.kernel_size, module.dilation, padding, module.stride)
-    items, _, places = windows.shape
-    ordered = windows.reshape(items, groups, -1, pixels, places).permute(0, 1, 4, 3, 2)  # pixel, then channel
-    filters = weight.reshape(groups, len(weight) // groups, -1, pixels).transpose(2, 3)
-    return filters.flatten(2).numpy(), ordered.flatten(3).numpy()
-
-
-def _same(module: nn.Conv2d) -> tuple[int, ...]:
-    halves = (d * (k - 1) // 2 for d, k in zip(module.dilation, module.kernel_size, strict=True))
-    return tuple(halves) if module.padding == "same" else (0, 0)

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kernels.energy import OPERAND_BYTES
-from kernels.implementation.dataflow.systolic import ACCUMULATOR_BYTES, SystolicArray, Traffic, fetched
+from kernels.implementation.dataflow.cost_model import Traffic
+from kernels.implementation.dataflow.layer import Layer
+from kernels.implementation.dataflow.systolic import ACCUMULATOR_BYTES, SystolicArray, fetched
 
 __all__ = ["OutputStationary"]
 
@@ -43,20 +45,18 @@ class OutputStationary(SystolicArray):
     def _mapping(self, m: int, n: int, k: int) -> tuple[int, int, int]:
         return m, n, k
 
-    def _moving_bytes(self) -> int:
-        return 2 * OPERAND_BYTES[self.format]
-
-    def _traffic(
-        self, m: int, n: int, k: int, row_folds: int, column_folds: int, inputs: int, band: int
-    ) -> tuple[Traffic, Traffic]:
+    def _traffic(self, layer: Layer) -> tuple[Traffic, Traffic]:
+        m, n, k = layer.gemm_shape()
+        row_folds, column_folds, _ = self._folds(m, n, k)
         word = OPERAND_BYTES[self.format]
+        inputs = layer.ifmap_elements * word
         windows, filters = m * k * column_folds * word, k * n * row_folds * word
         on_chip = Traffic(windows, filters, m * n * ACCUMULATOR_BYTES)
         off_chip = Traffic(
             fetched(
                 self.ifmap_kib,
-                (inputs * word, inputs * word),
-                (band * word, inputs * word * column_folds),
+                (inputs, inputs),
+                (layer.band_elements * word, inputs * column_folds),
                 (0, windows),
             ),
             fetched(self.filter_kib, (k * min(n, self.columns) * word, k * n * word), (0, filters)),

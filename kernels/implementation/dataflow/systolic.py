@@ -23,7 +23,8 @@ under both.
 **Buffers.** Each operand has an on-chip buffer, of which one half serves the array while the other is filled. Folds run
 column by column of tiles, the row tiles of a column in turn. An operand comes from DRAM once where the set that will be
 used again fits its half, else every time the array asks for it; each class states its sets. Partial sums that do not
-fit go out and come back at the accumulator's width. Memory is assumed fast enough never to stall the array.
+fit go out and come back at the accumulator's width. Memory is assumed fast enough never to stall the array. The groups
+of a convolution run one after another.
 
 Source: Samajdar et al., "SCALE-Sim: Systolic CNN accelerator simulator", arXiv 1811.02883; Sze et al.,
 "Efficient processing of deep neural networks: a tutorial and survey", arXiv 1703.09039, on dataflows.
@@ -31,86 +32,25 @@ Source: Samajdar et al., "SCALE-Sim: Systolic CNN accelerator simulator", arXiv 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from abc import abstractmethod
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 from kernels.energy import DRAM_ENERGY, OPERAND_BYTES, mac_energy, sram_energy
+from kernels.implementation.dataflow.cost_model import CostModel, Counts, Traffic
 from kernels.implementation.dataflow.layer import Layer, positive_integer
 
-__all__ = ["Counts", "IdealArray", "SystolicArray", "Traffic"]
+__all__ = ["IdealArray", "SystolicArray"]
 
 ACCUMULATOR_BYTES = 4
 
 
 @dataclass(frozen=True)
-class Traffic:
-    """Bytes that cross one level of memory, by operand."""
-
-    ifmap: int = 0
-    filter: int = 0
-    ofmap: int = 0
-
-    @property
-    def total(self) -> int:
-        """All three operands together."""
-        return self.ifmap + self.filter + self.ofmap
-
-    def __add__(self, other: Traffic) -> Traffic:
-        return Traffic(self.ifmap + other.ifmap, self.filter + other.filter, self.ofmap + other.ofmap)
-
-    def __mul__(self, times: int) -> Traffic:
-        return Traffic(self.ifmap * times, self.filter * times, self.ofmap * times)
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What a list of layers costs on an array.
-
-    Parameters
-    ----------
-    cycles : int
-    macs : int
-        Multiply-accumulates that the layers need.
-    slots : int
-        Multiply-accumulates that the array could have done in these cycles.
-    array_bytes : int
-        Handed from one processing element to its neighbours: per multiply-accumulate the two values that move.
-    sram, dram : Traffic
-        Bytes read and written on chip and off chip.
-    energy : float
-        Joules, modelled (`kernels.energy`): multiply-accumulates, on-chip and off-chip bytes; not what moves inside the
-        array, for which the cited table has no coefficient.
-    """
-
-    cycles: int = 0
-    macs: int = 0
-    slots: int = 0
-    array_bytes: int = 0
-    sram: Traffic = Traffic()
-    dram: Traffic = Traffic()
-    energy: float = 0.0
-
-    @property
-    def utilization(self) -> float:
-        """Share of the array's multiply-accumulates that were useful."""
-        return self.macs / self.slots if self.slots else 0.0
-
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(
-            self.cycles + other.cycles,
-            self.macs + other.macs,
-            self.slots + other.slots,
-            self.array_bytes + other.array_bytes,
-            self.sram + other.sram,
-            self.dram + other.dram,
-            self.energy + other.energy,
-        )
-
-
-@dataclass(frozen=True)
-class SystolicArray:
+class SystolicArray(CostModel):
     """The array's parameters and what the dataflows share; a dataflow is a subclass.
+
+    Energy is that of multiply-accumulates, on-chip and off-chip bytes; not of what moves inside the array, for which
+    the cited table has no coefficient.
 
     Parameters
     ----------
@@ -150,83 +90,44 @@ class SystolicArray:
             raise ValueError(f"convention: expected 'corrected' or 'scale-sim', got {self.convention!r}")
         mac_energy(self.format)
 
-    def cost(self, layers: Layer | Iterable[Layer]) -> Counts:
-        """Cycles, bytes and energy of layers that run one after another.
-
-        Parameters
-        ----------
-        layers : Layer or iterable of Layer
-
-        Returns
-        -------
-        Counts
-        """
-        layers = [layers] if isinstance(layers, Layer) else list(layers)
-        for layer in layers:
-            if not isinstance(layer, Layer):
-                raise TypeError(f"layers: expected Layer objects, got {type(layer).__name__}")
-        return sum((self._cost(layer) for layer in layers), Counts())
-
-    def cost_gemm(self, m: int, n: int, k: int) -> Counts:
-        """The same for the product of an m x k matrix of inputs by a k x n matrix of weights."""
-        return self.cost(Layer.gemm(m, n, k))
-
     def ideal(self) -> IdealArray:
         """The lower bound for an array of this size."""
         return IdealArray(**asdict(self))
 
-    def _cost(self, layer: Layer) -> Counts:
-        m, n, k = layer.gemm_shape()
-        row_folds, column_folds, _ = self._folds(m, n, k)
-        inputs = min(layer.ifmap_elements, m * k)  # a stride beyond the kernel skips inputs
-        sram, dram = self._traffic(m, n, k, row_folds, column_folds, inputs, layer.band_elements)
-        sram, dram = sram * layer.groups, dram * layer.groups
-        cycles = self._cycles(layer)
-        return Counts(
-            cycles,
-            layer.macs,
-            cycles * self.rows * self.columns,
-            layer.macs * self._moving_bytes(),
-            sram,
-            dram,
-            self._energy(layer.macs, sram, dram),
-        )
+    def cost_of(self, layer: Layer) -> Counts:
+        """The cost of one layer."""
+        quirks = self.convention == "scale-sim"
+        row_folds, column_folds, stream = self._folds(*layer.gemm_shape(ceil=quirks))
+        waits = self.scale_sim_waits if quirks else 2
+        cycles = layer.groups * row_folds * column_folds * (waits * self.rows + self.columns + stream - 2)
+        sram, dram = (traffic * layer.groups for traffic in self._traffic(layer))
+        slots = cycles * self.rows * self.columns
+        return Counts(cycles - quirks, layer.macs, slots, layer.macs, sram, dram, self._energy(layer.macs, sram, dram))
 
     def _folds(self, m: int, n: int, k: int) -> tuple[int, int, int]:
         """Tiles along the rows, tiles along the columns, length of the stream."""
         on_rows, on_columns, stream = self._mapping(m, n, k)
         return -(-on_rows // self.rows), -(-on_columns // self.columns), stream
 
-    def _cycles(self, layer: Layer) -> int:
-        quirks = self.convention == "scale-sim"
-        row_folds, column_folds, stream = self._folds(*layer.gemm_shape(ceil=quirks))
-        waits = self.scale_sim_waits if quirks else 2
-        return layer.groups * row_folds * column_folds * (waits * self.rows + self.columns + stream - 2) - quirks
-
+    @abstractmethod
     def _mapping(self, m: int, n: int, k: int) -> tuple[int, int, int]:
         """What the rows hold, what the columns hold, the length of the stream."""
-        raise NotImplementedError
 
-    def _moving_bytes(self) -> int:
-        """Bytes of the two values that one multiply-accumulate hands on; operands both, or one and a partial sum."""
-        return OPERAND_BYTES[self.format] + ACCUMULATOR_BYTES
-
-    def _traffic(
-        self, m: int, n: int, k: int, row_folds: int, column_folds: int, inputs: int, band: int
-    ) -> tuple[Traffic, Traffic]:
-        """On-chip and off-chip bytes of one group, of whose inputs `band` lie under one row of windows."""
-        raise NotImplementedError
+    @abstractmethod
+    def _traffic(self, layer: Layer) -> tuple[Traffic, Traffic]:
+        """Bytes of one group between array and buffers, and between buffers and off-chip memory."""
 
     def _energy(self, macs: int, sram: Traffic, dram: Traffic) -> float:
+        accesses = sram + dram  # what comes from off chip is written to a buffer before it is read
         on_chip = (
-            sram.ifmap * sram_energy(self.ifmap_kib)
-            + sram.filter * sram_energy(self.filter_kib)
-            + sram.ofmap * sram_energy(self.ofmap_kib)
+            accesses.ifmap * sram_energy(self.ifmap_kib)
+            + accesses.filter * sram_energy(self.filter_kib)
+            + accesses.ofmap * sram_energy(self.ofmap_kib)
         )
         return macs * mac_energy(self.format) + on_chip + dram.total * DRAM_ENERGY
 
 
-def fetched(kib: int, *choices: tuple[int, int]) -> int:
+def fetched(kib: int, *choices: tuple[float, int]) -> int:
     """Bytes from DRAM: of the first choice (bytes to keep, bytes then fetched) that fits half a buffer of `kib` KiB."""
     return next(traffic for kept, traffic in choices if kept <= kib * 1024 // 2)
 
@@ -241,11 +142,19 @@ class IdealArray(SystolicArray):
     16384
     """
 
-    def _cost(self, layer: Layer) -> Counts:
+    def cost_of(self, layer: Layer) -> Counts:
+        """The cost of one layer."""
+        once, _ = self._traffic(layer)
+        once *= layer.groups
+        cycles = -(-layer.macs // (self.rows * self.columns))
+        slots = cycles * self.rows * self.columns
+        return Counts(cycles, layer.macs, slots, layer.macs, once, once, self._energy(layer.macs, once, once))
+
+    def _mapping(self, m: int, n: int, k: int) -> tuple[int, int, int]:
+        return m, n, k
+
+    def _traffic(self, layer: Layer) -> tuple[Traffic, Traffic]:
         m, n, k = layer.gemm_shape()
         word = OPERAND_BYTES[self.format]
-        once = Traffic(min(layer.ifmap_elements, m * k) * word, k * n * word, m * n * word) * layer.groups
-        cycles = -(-layer.macs // (self.rows * self.columns))
-        return Counts(
-            cycles, layer.macs, cycles * self.rows * self.columns, 0, once, once, self._energy(layer.macs, once, once)
-        )
+        once = Traffic(layer.ifmap_elements * word, k * n * word, m * n * word)
+        return once, once

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kernels.energy import OPERAND_BYTES
-from kernels.implementation.dataflow.systolic import ACCUMULATOR_BYTES, SystolicArray, Traffic, fetched
+from kernels.implementation.dataflow.cost_model import Traffic
+from kernels.implementation.dataflow.layer import Layer
+from kernels.implementation.dataflow.systolic import ACCUMULATOR_BYTES, SystolicArray, fetched
 
 __all__ = ["WeightStationary"]
 
@@ -17,7 +19,9 @@ class WeightStationary(SystolicArray):
         cycles = ceil(k / R) ceil(n / C) (2 R + C + m - 2)
 
     Every weight enters the array once. The inputs come anew for each of the ceil(n / C) column tiles, from DRAM unless
-    all of them stay on chip; the m x C partial sums of a column tile meet ceil(k / R) times.
+    all of them stay on chip. A fold takes pixels of a few channels: where the maps of these stay, a column tile fetches
+    every input once; where one row of windows of them stays, once for each fold that takes of its channel. The m x C
+    partial sums of a column tile meet ceil(k / R) times.
 
     Parameters
     ----------
@@ -39,17 +43,25 @@ class WeightStationary(SystolicArray):
     def _mapping(self, m: int, n: int, k: int) -> tuple[int, int, int]:
         return k, n, m
 
-    def _traffic(
-        self, m: int, n: int, k: int, row_folds: int, column_folds: int, inputs: int, band: int
-    ) -> tuple[Traffic, Traffic]:
+    def _traffic(self, layer: Layer) -> tuple[Traffic, Traffic]:
+        m, n, k = layer.gemm_shape()
+        row_folds, column_folds, _ = self._folds(m, n, k)
         word = OPERAND_BYTES[self.format]
+        inputs = layer.ifmap_elements * word
         windows = m * k * column_folds * word
         partial_sums = (2 * row_folds - 1) * m * n * ACCUMULATOR_BYTES  # all but the first fold read them too
         on_chip = Traffic(windows, k * n * word, partial_sums)
+        channels = layer.in_channels // layer.groups
+        pixels = k // channels
+        taken = [(min(row + self.rows, k) - 1) // pixels - row // pixels + 1 for row in range(0, k, self.rows)]
+        maps, band = (
+            max(taken) * elements * word // channels for elements in (layer.ifmap_elements, layer.band_elements)
+        )
+        by_band = min(sum(taken) * inputs // channels * column_folds, windows)  # a fold may take few pixels of many
         column_tile = m * min(n, self.columns) * ACCUMULATOR_BYTES if row_folds > 1 else 0
         spilled = 2 * (row_folds - 1) * m * n * ACCUMULATOR_BYTES
         off_chip = Traffic(
-            fetched(self.ifmap_kib, (inputs * word, inputs * word), (0, windows)),
+            fetched(self.ifmap_kib, (inputs, inputs), (maps, inputs * column_folds), (band, by_band), (0, windows)),
             k * n * word,
             m * n * word + fetched(self.ofmap_kib, (column_tile, 0), (0, spilled)),
         )

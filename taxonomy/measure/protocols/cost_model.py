@@ -1,9 +1,10 @@
-"""Accelerator cost models on the layers of a workload, over sizes of the array; the baseline is the ideal array.
+"""Accelerator cost models on the layers of a workload, over sizes of the hardware; the baseline is the ideal array.
 
 A network workload gives its own layers for one item; an operand workload lists them, `count` times each. A model whose
 cost depends on the numbers themselves (`needs_values`) is given the trained network's weights and its layers' inputs
-for training items, batch norm folded; its figures are means over those items, and the digits that it worked on are
-stored too (`essential_bits`). A model without a cited energy says why (`no_energy`).
+for training items, batch norm folded; its figures are means over those items. What is stored are the figures of the
+model's counts; a model without a cited energy says why (`no_energy`). Sizes are those of a square array, or what a
+technique's settings list as `sizes`.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from kernels.implementation.dataflow.layer import Layer, layers_of
+from kernels.implementation.dataflow.layer import Layer, layers_of, valued_layers
 from taxonomy.measure.protocol import Case, Missing, Protocol, Trial, Values
 
-SIZES = (8, 16, 32, 64)
+SIZES = tuple({"rows": size, "columns": size} for size in (8, 16, 32, 64))
 ITEMS = 16
 """Training items whose inputs a model that needs values is given."""
 NO_PEER = {
@@ -28,25 +29,15 @@ class CostModelProtocol(Protocol):
     metrics = ("cycles", "macs", "core_utilization", "sram_access", "memory_access", "energy")
 
     def trials(self, technique: Any, variant: Mapping[str, Any], workload: Any) -> list[Trial]:
-        return [Trial({"rows": size, "columns": size}) for size in SIZES]
+        return [Trial(size) for size in technique.settings.get("sizes", SIZES)]
 
     def quality(self, case: Case) -> Values:
-        array = replace(case.subject, **case.setting)
-        valued = getattr(array, "needs_values", False)
-        layers = valued_layers_of(case.workload) if valued else layers_of_workload(case.workload)
+        subject = replace(case.subject, **case.setting)
+        layers = (valued_layers_of if subject.needs_values else layers_of_workload)(case.workload)
         values: Values = {}
-        for who, model in (("self", array), ("baseline", array.ideal())):
-            counts = model.cost(layers)
-            values[who] = {
-                "cycles": counts.cycles,
-                "macs": counts.macs,
-                "core_utilization": counts.utilization,
-                "sram_access": counts.sram.total,
-                "memory_access": counts.dram.total,
-                "energy": Missing(model.no_energy) if counts.energy is None else counts.energy,
-            }
-            if hasattr(counts, "essential_bits"):
-                values[who]["essential_bits"] = counts.essential_bits
+        for who, model in (("self", subject), ("baseline", subject.ideal())):
+            figures = model.cost(layers).figures()
+            values[who] = {k: Missing(model.no_energy) if v is None else v for k, v in figures.items()}
         for peer in case.technique.peers:
             values[peer] = {"cycles": Missing(NO_PEER[peer])}
         return values
@@ -67,7 +58,6 @@ def valued_layers_of(workload: Any) -> Sequence[Layer]:
         return layers_of_workload(workload)
     import torch
 
-    from kernels.arithmetic.approximate_arithmetic.essential_bits import valued_layers
     from taxonomy.measure.stack import fold
 
     return valued_layers(fold(workload.trained()), torch.tensor(workload.data().train.x[:ITEMS]))

@@ -5,19 +5,15 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
 from kernels.arithmetic.approximate_arithmetic.essential_bits import (
     BitParallel,
     EssentialBits,
-    ValuedLayer,
     digits,
     fixed_point,
     plain_signed_digits,
-    valued_layers,
 )
-from kernels.implementation.dataflow.layer import Layer
+from kernels.implementation.dataflow.layer import Layer, ValuedLayer
 
 RNG = np.random.default_rng(0)
 
@@ -109,8 +105,8 @@ def test_cycles_and_bits_are_those_of_the_array_run_clock_by_clock(shape, recodi
     array = EssentialBits(4, 3, 6, recoding, operand, sync)
     counts = array.cost(layer)
     cycles, bits = run(array, layer)
-    assert counts.cycles == cycles and counts.set_bits == pytest.approx(bits)
-    assert counts.lanes == cycles * 4 * 3 * 6 and counts.utilization == pytest.approx(bits / counts.lanes)
+    assert counts.cycles == cycles and counts.used == pytest.approx(bits)
+    assert counts.slots == cycles * 4 * 3 * 6 and counts.utilization == pytest.approx(bits / counts.slots)
     assert counts.essential_bits == pytest.approx(bits / layer.macs)
 
 
@@ -121,7 +117,7 @@ def test_the_parallel_array_by_walking_its_loops(operand):
     serial, other = (9, 7) if operand == "inputs" else (7, 9)
     cycles = sum(1 for _ in range(0, other, 3) for _ in range(serial) for _ in range(0, 21, 4))
     assert array.ideal().cost(layer).cycles == cycles == array.ideal().cost_gemm(9, 7, 21).cycles
-    assert isinstance(array.ideal(), BitParallel) and array.ideal().cost(layer).set_bits == array.cost(layer).set_bits
+    assert isinstance(array.ideal(), BitParallel) and array.ideal().cost(layer).used == array.cost(layer).used
 
 
 def test_all_bits_set_take_as_long_as_the_parallel_array_and_none_the_least():
@@ -147,7 +143,7 @@ def test_without_numbers_it_is_the_expected_value_of_random_codes():
         mean = np.mean([counts.cycles for counts in drawn])
         # the slowest of eight windows is later than the mean of one, which the formula takes
         assert mean == pytest.approx(expected.cycles, rel=0.01 if sync == "pallet" else 0.08)
-        assert np.mean([counts.set_bits for counts in drawn]) == pytest.approx(expected.set_bits, rel=0.01)
+        assert np.mean([counts.used for counts in drawn]) == pytest.approx(expected.used, rel=0.01)
 
 
 def test_layers_add_up_items_are_averaged_and_bytes_counted():
@@ -162,26 +158,6 @@ def test_layers_add_up_items_are_averaged_and_bytes_counted():
     assert (counts.sram.ifmap, counts.sram.filter) == (90 * 2, 60 * 2)
     assert array.ideal().cost(one).sram.filter == 60 * 9
     assert counts.energy is None and "no cited energy" in array.no_energy
-
-
-def test_values_multiply_to_the_layers_own_output():
-    torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2, bias=False),
-        nn.Conv2d(6, 5, 2, padding="same", dilation=2, bias=False), nn.Flatten(), nn.Linear(80, 3, bias=False),
-    )  # fmt: skip
-    x = torch.randn(2, 4, 8, 8)
-    layers, y = valued_layers(network, x), x
-    assert network.training
-    for layer, module in zip(layers, (network[0], network[1], network[3]), strict=True):
-        y = module(y.flatten(1) if isinstance(module, nn.Linear) else y)
-        product = np.einsum("igmk,gnk->ignm", layer.inputs, layer.weights).reshape(2, -1)
-        np.testing.assert_allclose(product, y.detach().reshape(2, -1).numpy(), rtol=1e-4, atol=1e-5)
-
-
-def test_neighbours_in_a_brick_are_channels():
-    layer = valued_layers(nn.Sequential(nn.Conv2d(3, 1, 2, bias=False)), torch.arange(12.0).reshape(1, 3, 2, 2))[0]
-    assert layer.inputs[0, 0, 0].tolist() == [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kernels.implementation.dataflow.cost_model import Counts
 from kernels.implementation.dataflow.input_stationary import InputStationary
 from kernels.implementation.dataflow.layer import Layer
 from kernels.implementation.dataflow.output_stationary import OutputStationary
-from kernels.implementation.dataflow.systolic import Counts, IdealArray
+from kernels.implementation.dataflow.systolic import IdealArray, SystolicArray
 from kernels.implementation.dataflow.weight_stationary import WeightStationary
 
 DATAFLOWS = [OutputStationary, WeightStationary, InputStationary]
@@ -165,18 +169,76 @@ def windows(layer: Layer) -> np.ndarray:
     channels=st.integers(1, 3),
     size=st.integers(3, 7),
     kernel=st.integers(1, 3),
-    stride=st.integers(1, 3),
-    padding=st.integers(0, 1),
+    stride=st.integers(1, 4),
+    padding=st.integers(0, 4),
 )
 def test_shape_of_a_convolution_and_the_inputs_it_touches(channels, size, kernel, stride, padding):
     layer = Layer(channels, 4, size, size, kernel, stride, padding)
     table = windows(layer)
     assert layer.gemm_shape() == (table.shape[0], 4, table.shape[1])
-    touched = len(set(table.ravel()) - {-1})
-    fetched = IdealArray(2, 2).cost(layer).dram.ifmap
-    assert touched <= fetched <= channels * size**2
-    if stride <= kernel and (size + 2 * padding - kernel) % stride == 0:
-        assert fetched == touched or padding
+    assert IdealArray(2, 2).cost(layer).dram.ifmap == len(set(table.ravel()) - {-1})
+
+
+def test_inputs_that_a_dilated_kernel_steps_over_are_not_touched():
+    for size, kernel, stride, padding, dilation in itertools.product(
+        range(1, 8), range(1, 5), range(1, 5), range(4), range(1, 4)
+    ):
+        if size + 2 * padding > dilation * (kernel - 1):
+            layer = Layer(1, 1, size, 1, (kernel, 1), (stride, 1), (padding, 0), (dilation, 1))
+            taps = [y * stride + t * dilation - padding for y in range(layer.output_size()[0]) for t in range(kernel)]
+            assert layer.ifmap_elements == len(set(taps) & set(range(size)))
+
+
+def fewest_fetches(accesses: np.ndarray, room: int) -> int:
+    """How often memory must be asked with room for so many words on chip: Belady's rule, keep what is used soonest."""
+    order = accesses.tolist()
+    upcoming, following = {}, [0] * len(order)
+    for now in range(len(order) - 1, -1, -1):
+        following[now] = upcoming.get(order[now], len(order))
+        upcoming[order[now]] = now
+    kept: dict[int, int] = {}
+    latest: list[tuple[int, int]] = []
+    fetches = 0
+    for now, word in enumerate(order):
+        if word not in kept:
+            fetches += 1
+            if len(kept) == room:
+                while True:
+                    use, other = heapq.heappop(latest)
+                    if kept.get(other) == -use:
+                        break
+                del kept[other]
+        kept[word] = following[now]
+        heapq.heappush(latest, (-following[now], word))
+    return fetches
+
+
+def inputs_in_order(dataflow: type, table: np.ndarray, n: int, rows: int, columns: int) -> np.ndarray:
+    """Addresses of inputs as the folds ask for them."""
+    m, k = table.shape
+    if dataflow is OutputStationary:
+        folds = [table[r : r + rows].T for _ in range(0, n, columns) for r in range(0, m, rows)]
+    elif dataflow is WeightStationary:
+        folds = [table[:, r : r + rows] for _ in range(0, n, columns) for r in range(0, k, rows)]
+    else:
+        folds = [table[c : c + columns, r : r + rows] for c in range(0, m, columns) for r in range(0, k, rows)]
+    accesses = np.concatenate([fold.ravel() for fold in folds])
+    return accesses[accesses >= 0]
+
+
+@pytest.mark.parametrize("dataflow", DATAFLOWS)
+@pytest.mark.parametrize(
+    "layer",
+    [Layer(4, 8, 16, 16, 3, 1, 1), Layer(8, 8, 16, 16, 3, 2, 1), Layer(4, 8, 18, 12, 5, 1, 2), Layer(8, 8, 14, 14, 1)],
+    ids=lambda layer: f"{layer.kernel}x{layer.kernel}/{layer.stride}",
+)
+def test_inputs_fetched_beside_the_best_that_any_buffer_could_do(dataflow, layer):
+    """Never fewer than its half of the buffer allows, and not many more: for its column tiles, or a cut channel."""
+    table = windows(layer)
+    for kib in (1, 2, 4):
+        best = fewest_fetches(inputs_in_order(dataflow, table, layer.out_channels, 8, 4), kib * 512)
+        fetched = dataflow(8, 4, kib, kib, kib).cost(layer).dram.ifmap
+        assert best <= fetched <= 3.5 * best
 
 
 def test_small_buffers_fetch_again():
@@ -243,3 +305,23 @@ def test_wider_operands_cost_more_bytes_and_energy():
     narrow, wide = (WeightStationary(format=f).cost(layer) for f in ("int8", "fp32"))
     assert wide.dram.filter == 4 * narrow.dram.filter and wide.cycles == narrow.cycles
     assert wide.energy > narrow.energy
+
+
+@pytest.mark.parametrize("convention", ["corrected", "scale-sim"])
+@pytest.mark.parametrize("dataflow", DATAFLOWS)
+def test_one_processing_element_is_never_busier_than_busy(dataflow, convention):
+    for shape in ((1, 1, 1), (4, 4, 4), (7, 1, 9)):
+        assert 0 < dataflow(1, 1, convention=convention).cost_gemm(*shape).utilization <= 1
+
+
+def test_bytes_from_off_chip_pass_through_a_buffer():
+    counts = WeightStationary(filter_kib=8).cost_gemm(8, 8, 8)
+    by_hand = 512 * (0.2e-12 + 0.1e-12) + 192 * 1.3e-9 / 8  # three operands of 64 bytes off chip
+    by_hand += (2 * 64 + 64 + 64 * 4) * 100e-12 / 8 + 2 * 64 * 10e-12 / 8  # filled and read; sums of four bytes written
+    assert counts.energy == pytest.approx(by_hand)
+    assert counts.figures()["sram_access"] == counts.sram.total + counts.dram.total == 6 * 64 + 192
+
+
+def test_a_dataflow_must_say_what_it_keeps():
+    with pytest.raises(TypeError, match="abstract"):
+        SystolicArray()

@@ -33,9 +33,10 @@ def test_on_chip_accesses_counted_fold_by_fold(m, n, k, rows, columns):
 def test_weights_come_once_and_inputs_once_per_column_tile_unless_they_stay():
     for kib in (1, 1024):
         assert WeightStationary(filter_kib=kib).cost(LAYER).dram.filter == K * N
-    assert WeightStationary().cost(LAYER).dram.ifmap == 64 * 56 * 56
-    assert WeightStationary(ifmap_kib=256).cost(LAYER).dram.ifmap == M * K * 2  # two column tiles of 32 filters
-    assert WeightStationary(ifmap_kib=392).cost(LAYER).dram.ifmap == 64 * 56 * 56  # just fits its half
+    # 32 rows take pixels of at most five channels of nine; 16 of the 17 cuts between folds go through a channel
+    for kib, fetched in ((392, 1), (391, 2), (31, 2), (30, 2 * 80 / 64), (2, 2 * 80 / 64)):
+        assert WeightStationary(ifmap_kib=kib).cost(LAYER).dram.ifmap == 64 * 56 * 56 * fetched
+    assert WeightStationary(ifmap_kib=1).cost(LAYER).dram.ifmap == M * K * 2  # five times three rows of 56 do not fit
 
 
 def test_partial_sums_that_do_not_fit_go_out_and_come_back():
