@@ -115,8 +115,9 @@ def curve(frame: pd.DataFrame, along: str, metric: str) -> alt.TopLevelMixin:
     for row in known:
         row["x"] = row["stands"][along]
         row["contestant"] += f", {row['label']}" if several else ""
-    unit, xs = known[0]["unit"], sorted({row["x"] for row in known})
-    log = len(xs) > 2 and xs[0] > 0 and xs[-1] / xs[0] >= 10
+    unit, xs = known[0]["unit"], sorted({row["x"] for row in known if row["x"] != 0})
+    if log := len(xs) > 2 and xs[0] > 0 and xs[-1] / xs[0] >= 10:
+        known = [row for row in known if row["x"] > 0]  # zero has no place there; the table has it
     wide = _wide([row["value"] for row in known], unit)
     if wide:
         _from_the_edge(known)

@@ -101,6 +101,12 @@ def test_a_strength_without_numbers_is_refused_by_name(frame):
         charts.curve(frame, "bits", "accuracy")
 
 
+def test_nought_has_no_place_on_a_logarithmic_axis_but_in_the_table(frame):
+    spec = charts.curve(pd.concat([frame, pd.DataFrame([row(parameters={"density": 0.0})])]), "density", "accuracy")
+    assert {entry["x"] for entry in values(spec.to_dict()) if "x" in entry} == {0.02, 0.1, 0.5}
+    assert len(spec.to_dict()["usermeta"]["table"]["rows"]) == len(frame[frame.metric == "accuracy"]) + 1
+
+
 def test_no_rows_at_all_are_refused():
     with pytest.raises(ValueError, match="nothing"):
         charts.beside_peers(pd.DataFrame(columns=["metric"]), "accuracy")
