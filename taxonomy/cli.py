@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from taxonomy import store as stores
@@ -75,6 +77,11 @@ def _parser() -> argparse.ArgumentParser:
     progress = command("status", _status, "how far the book is")
     progress.add_argument("--check", action="store_true", help="exit with 1 unless all is measured and fresh")
     command("validate", _validate, "check every file")
+    new = command("new", _new, "write the first lines of a technique's files")
+    new.add_argument("address", metavar="LEVEL/FAMILY/ID")
+    new.add_argument("--kind", required=True, help="one of kinds.yml")
+    check = command("check", _check, "what a technique still lacks before it is done")
+    check.add_argument("ids", nargs="*", help="techniques; all if absent")
     export = command("export", _export, "write JSON, GraphML, CSV and JSON Schema")
     export.add_argument("folder")
     return parser
@@ -218,6 +225,33 @@ def _validate(tx: Any, options: argparse.Namespace) -> int:
     text = f"{len(tx)} techniques, {len(tx.influences())} influences, {len(tx.papers)} papers: all files are right"
     _print(options, {"problems": []}, text)
     return 0
+
+
+def _new(tx: Any, options: argparse.Namespace) -> int:
+    from taxonomy.check import five_files
+    from taxonomy.new import new
+
+    written = [_from_here(path) for path in new(tx, options.address, options.kind)]
+    chapter = five_files(options.address)["chapter"]
+    if _from_here(chapter) not in written:
+        written.append(f"{_from_here(chapter)} is there: give the technique its place in it")
+    id = options.address.rsplit("/", 1)[-1]
+    then = f"read first {tx.kinds[options.kind].exemplar}; then: python -m taxonomy check {id}"
+    _print(options, written, "\n".join([*written, then]))
+    return 0
+
+
+def _from_here(path: Path) -> str:
+    return os.path.relpath(path)
+
+
+def _check(tx: Any, options: argparse.Namespace) -> int:
+    from taxonomy.check import check_technique
+
+    found = {node.id: list(check_technique(tx, node)) for node in ([tx[id] for id in options.ids] or tx)}
+    lines = [f"{id}: {problem}" for id, problems in found.items() for problem in problems]
+    _print(options, found, "\n".join(lines) or "done: nothing is missing")
+    return 1 if lines else 0
 
 
 def _export(tx: Any, options: argparse.Namespace) -> int:

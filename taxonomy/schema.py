@@ -214,6 +214,7 @@ class KindNode(Node):
     contract: tuple[str, ...] = Field(description="signatures that an implementation offers, as text")
     also: str | None = Field(None, description="what else is expected, in words")
     exemplar: Identifier = Field(description="the technique of the kind to read first")
+    base: str | None = Field(None, description="module:Class that implementations extend, where there is one")
     workloads: tuple[Identifier, ...]
 
     def __str__(self) -> str:

@@ -75,6 +75,8 @@ def complaints(tx: Taxonomy, node: Any) -> list[str]:
     owed = list(jobs(tx, [node.id]))
     absent = [job for job in owed if job.key not in fresh]
     found = [f"{len(absent)} of {len(owed)} records missing or stale, first: {absent[0]}"] if absent else []
+    if not fresh:
+        return found
     from taxonomy.measurements import label, rows
 
     required = {tx.metric(name) for name in (*protocol_of(node.kind).metrics, *node.improves)}
@@ -86,7 +88,7 @@ def complaints(tx: Taxonomy, node: Any) -> list[str]:
         others.add(row["who"])
     for variant in node.variants:
         for metric in sorted(required - have[label(variant)]):
-            found.append(f"{label(variant)}: no value and no reason for {metric}")
+            found.append(f"{label(variant) or 'its only variant'}: no value and no reason for {metric}")
     if "baseline" not in others:
         found.append(f"no record of its baseline, {node.baseline}")
     for peer in node.peers:

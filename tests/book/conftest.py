@@ -56,7 +56,8 @@ class MiniHouse:
             source = BOOK / name
             (shutil.copytree if source.is_dir() else shutil.copy)(source, root / "book" / name)
         config = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))
-        del config["sphinx"]["local_extensions"]["pages"]
+        for name in ("contents", "pages"):  # this house has neither chapters nor techniques
+            del config["sphinx"]["local_extensions"][name]
         (root / "_config.yml").write_text(yaml.safe_dump(config), "utf-8")
         names = list(pages)
         toc = {"format": "jb-book", "root": names[0], "chapters": [{"file": name} for name in names[1:]]}
