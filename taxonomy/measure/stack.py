@@ -328,12 +328,13 @@ class Stack:
         return [{"who": who, "metric": "latency", "value": median(ts), "reason": ""} for who, ts in times.items()]
 
     def _modelled(self, network: nn.Module, item: Tensor) -> Iterable[dict[str, Any]]:
-        from kernels.implementation.dataflow.layer import layers_of
+        from kernels.implementation.dataflow.layer import layers_of, valued_layers
 
         for model in self._of("cost-model"):
-            counts = model.cost(layers_of(network, item))
-            for metric, value in (("cycles", counts.cycles), ("core_utilization", counts.utilization)):
-                yield {"who": type(model).__name__, "metric": metric, "value": float(value), "reason": "modelled"}
+            figures = model.cost((valued_layers if model.needs_values else layers_of)(network, item)).figures()
+            for metric, value in figures.items():
+                value, reason = (float("nan"), model.missing[metric]) if value is None else (float(value), "modelled")
+                yield {"who": type(model).__name__, "metric": metric, "value": value, "reason": reason}
 
     def _faulty(self, network: nn.Module, data: Any, seed: int) -> Iterable[dict[str, Any]]:
         import datasets

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -38,6 +40,31 @@ def test_every_metric_of_every_trial(workload):
         assert isinstance(values["scale-sim"]["cycles"], Missing)
         cycles.append(own["cycles"])
     assert cycles == sorted(cycles, reverse=True) and len(cycles) == 4
+
+
+@dataclass(frozen=True)
+class Starved(WeightStationary):
+    """Waits for its memory: a field, a figure and a size that no other model has."""
+
+    bytes_a_cycle: int = 16
+    missing: ClassVar[dict[str, str]] = {"energy": "memory that waits is not in the table"}
+
+    def cost_of(self, layer):
+        counts = super().cost_of(layer)
+        cycles = max(counts.cycles, -(-counts.dram.total // self.bytes_a_cycle))
+        return replace(counts, cycles=cycles, slots=cycles * self.rows * self.columns, energy=None)
+
+
+def test_a_model_brings_its_own_sizes_and_reasons():
+    workload = WORKLOADS["resnet18-layers"]
+    node = SimpleNamespace(id="starved", peers=(), settings={"sizes": [{"bytes_a_cycle": 1}, {"bytes_a_cycle": 10**9}]})
+    slow, fast = (
+        protocol.quality(Case(node, {}, Starved(), workload, trial.setting, trial.seed))
+        for trial in protocol.trials(node, {}, workload)
+    )
+    assert slow["self"]["cycles"] >= slow["self"]["memory_access"] > fast["self"]["cycles"] > fast["baseline"]["cycles"]
+    assert fast["self"]["cycles"] == WeightStationary().cost(layers_of_workload(workload)).cycles
+    assert isinstance(slow["self"]["energy"], Missing) and "waits" in slow["self"]["energy"].reason
 
 
 def test_layers_are_those_that_others_count():

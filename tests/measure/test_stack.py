@@ -74,7 +74,19 @@ def test_a_stack_that_ends_in_csr_stores_indices_and_is_timed():
 def test_cost_models_and_faults_look_at_the_stack():
     frame = tx.stack("weight-stationary", "zero-space-ecc").evaluate("digits-mlp")
     assert {"WeightStationary", "ZeroSpaceEcc"} <= set(frame.who)
-    assert frame[(frame.who == "WeightStationary") & (frame.metric == "cycles")].value.item() > 0
+    modelled = frame[frame.who == "WeightStationary"].set_index("metric").value
+    assert modelled["macs"] == 64 * 64 + 64 * 32 + 32 * 10 and modelled["cycles"] > modelled["macs"] / 32**2
+    assert modelled["energy"] > 0
+
+
+def test_a_cost_model_of_numbers_is_given_those_of_the_stack():
+    serial = "essential-bits:operand=weights"
+    plain, pruned = (tx.stack(*parts).evaluate("digits-mlp") for parts in ([serial], ["magnitude-pruning", serial]))
+    bits, fewer = (f[f.who == "EssentialBits"].set_index("metric").value["essential_bits"] for f in (plain, pruned))
+    density = tx["magnitude-pruning"].reference().density
+    assert fewer < 1.5 * density * bits  # a zero has no bits; what is left is fine-tuned, and larger
+    reasons = plain[plain.who == "EssentialBits"].set_index("metric").reason
+    assert "no cited energy" in reasons["energy"] and reasons["cycles"] == "modelled"
 
 
 @pytest.mark.parametrize(

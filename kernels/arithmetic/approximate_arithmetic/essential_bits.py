@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import ClassVar
 
 import numpy as np
 
@@ -137,7 +138,7 @@ class EssentialBits(CostModel):
     far lanes may shift apart in a cycle; lanes here may shift by any amount.
 
     A `ValuedLayer` is counted on its numbers; a plain `Layer`, which has none, at the expected value for codes of which
-    each is as likely as any other.
+    each is as likely as any other (with `column`, of a window by itself, which the slowest of them exceeds).
 
     Examples
     --------
@@ -160,7 +161,9 @@ class EssentialBits(CostModel):
 
     counts = BitCounts
     needs_values = True
-    no_energy = "no cited energy for a shift-and-add of one bit, nor for a 16-bit multiplication"
+    missing: ClassVar[Mapping[str, str]] = {
+        "energy": "no cited energy for a shift-and-add of one bit, nor for a 16-bit multiplication"
+    }
 
     def __post_init__(self) -> None:
         positive_integer(self.rows, "rows")

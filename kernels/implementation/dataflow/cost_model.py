@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
@@ -91,8 +91,8 @@ class CostModel(ABC):
     counts: ClassVar[type[Counts]] = Counts
     needs_values: ClassVar[bool] = False
     """Whether the cost depends on the numbers: layers should then be `ValuedLayer` objects."""
-    no_energy: ClassVar[str] = ""
-    """Why there is no energy, where there is none."""
+    missing: ClassVar[Mapping[str, str]] = {}
+    """Why a figure of the counts is None, by its name."""
 
     @abstractmethod
     def cost_of(self, layer: Layer) -> Counts:

@@ -33,7 +33,7 @@ Source: Samajdar et al., "SCALE-Sim: Systolic CNN accelerator simulator", arXiv 
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from kernels.energy import DRAM_ENERGY, OPERAND_BYTES, mac_energy, sram_energy
@@ -92,7 +92,7 @@ class SystolicArray(CostModel):
 
     def ideal(self) -> IdealArray:
         """The lower bound for an array of this size."""
-        return IdealArray(**asdict(self))
+        return IdealArray(**{f.name: getattr(self, f.name) for f in fields(IdealArray)})
 
     def cost_of(self, layer: Layer) -> Counts:
         """The cost of one layer."""

@@ -3,8 +3,8 @@
 A network workload gives its own layers for one item; an operand workload lists them, `count` times each. A model whose
 cost depends on the numbers themselves (`needs_values`) is given the trained network's weights and its layers' inputs
 for training items, batch norm folded; its figures are means over those items. What is stored are the figures of the
-model's counts; a model without a cited energy says why (`no_energy`). Sizes are those of a square array, or what a
-technique's settings list as `sizes`.
+model's counts; of one that cannot be had the model says why (`missing`). Sizes are those of a square array, or what
+a technique's settings list as `sizes`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class CostModelProtocol(Protocol):
         values: Values = {}
         for who, model in (("self", subject), ("baseline", subject.ideal())):
             figures = model.cost(layers).figures()
-            values[who] = {k: Missing(model.no_energy) if v is None else v for k, v in figures.items()}
+            values[who] = {k: Missing(model.missing[k]) if v is None else v for k, v in figures.items()}
         for peer in case.technique.peers:
             values[peer] = {"cycles": Missing(NO_PEER[peer])}
         return values

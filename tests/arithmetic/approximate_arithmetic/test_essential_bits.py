@@ -157,7 +157,7 @@ def test_layers_add_up_items_are_averaged_and_bytes_counted():
     assert (counts.dram.ifmap, counts.dram.filter, counts.dram.ofmap) == (90, 60, 54)
     assert (counts.sram.ifmap, counts.sram.filter) == (90 * 2, 60 * 2)
     assert array.ideal().cost(one).sram.filter == 60 * 9
-    assert counts.energy is None and "no cited energy" in array.no_energy
+    assert counts.energy is None and "no cited energy" in array.missing["energy"]
 
 
 @pytest.mark.parametrize(
