@@ -68,3 +68,6 @@ def test_a_readers_own_table():
     entry = digits_search.Entry((0.5, 0.7), (0.6, 0.6), 10, 20, 3)
     own = digits_search.SearchWorkload("own", {"x": (1, 2)}, {(1,): entry, (2,): replace(entry, validation=(0.4, 0.9))})
     assert own.best == {"x": 2} and own.regret({"x": 1}) == pytest.approx(0.05) and own.task(3).seed == 1
+    assert own.regret({"x": 1}, seed=0) == pytest.approx(0.2) and own.regret({"x": 1}, seed=3) == 0
+    with pytest.raises(ValueError, match="does not show"):
+        own.unseen((0.5,), seed=0)

@@ -62,6 +62,17 @@ def test_what_both_networks_share_starts_the_same():
     assert torch.equal(ours[1].depthwise.weight, again[1].depthwise.weight)
 
 
+def test_the_baseline_is_the_workloads_own_network_and_no_two_layers_start_alike():
+    standard, plain = _drawn(StandardConvolution(), WORKLOAD, 3), WORKLOAD.network(3)
+    assert all(torch.equal(p, q) for p, q in zip(standard.parameters(), plain.parameters(), strict=True))
+    for seed in range(5):
+        weights = [
+            p.detach().flatten() for p in _drawn(DepthwiseSeparable(), WORKLOAD, seed).parameters() if p.ndim > 1
+        ]
+        shares = [(w[:4] / w.abs().max()) for w in weights]  # numbers drawn alike differ in scale only
+        assert not any(torch.allclose(a / a[0], b / b[0]) for i, a in enumerate(shares) for b in shares[:i])
+
+
 def test_trials_and_timing():
     trials = protocol.trials(NODE, {}, WORKLOAD)
     assert len([t for t in trials if not t.timing]) == 5 and len([t for t in trials if t.timing]) == 10

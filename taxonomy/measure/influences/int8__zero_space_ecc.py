@@ -5,28 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import datasets
 from kernels.implementation.memory.zero_space_ecc import ZeroSpaceEcc
 from taxonomy.measure.protocol import REPETITIONS, Case, Protocol, Trial, Values
-from taxonomy.measure.protocols.fault import corrupt
+from taxonomy.measure.protocols.fault import under_faults
 
 RATES = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
 
 class Experiment(Protocol):
     kind = "int8--zero-space-ecc"
+    version = 2
 
     def trials(self, technique: Any, variant: Mapping[str, Any], workload: Any) -> list[Trial]:
-        return [Trial({"rate": rate}, seed) for rate in RATES for seed in range(6 * REPETITIONS)]
+        return [Trial({"rate": rate}, seed) for rate in RATES for seed in range(2 * REPETITIONS)]
 
     def quality(self, case: Case) -> Values:
         """The same symmetric codes with one scale a tensor; the unprotected ones keep the bit to themselves."""
         protected = ZeroSpaceEcc(format="int8")
         values: Values = {}
         for who, store in (("self", protected), ("baseline", protected.unprotected())):
-            network = case.workload.trained()
-            corrupt(network, store, case.setting["rate"], case.seed)
-            values[who] = {"accuracy": datasets.accuracy(network, case.workload.data().test)}
+            found = under_faults(case.workload, store, case.setting["rate"], case.seed)
+            values[who] = {"accuracy": found["accuracy"]}
         return values
 
 

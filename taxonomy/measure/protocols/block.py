@@ -19,10 +19,10 @@ __all__ = ["BlockProtocol", "protocol"]
 
 
 class BlockProtocol(Protocol):
-    """Every standard convolution is built by the block, or stays standard: `self` and `baseline`, five seeds each."""
+    """Every standard convolution is built by the block, or stays as it is: `self` and `baseline`, five seeds each."""
 
     kind = "block"
-    version = 1
+    version = 2
     metrics = ("accuracy", "parameters", "stored_bits", "macs", "peak_activation_bytes", "latency")
 
     def trials(self, technique: Any, variant: Mapping[str, Any], workload: Any) -> list[Trial]:
@@ -47,10 +47,13 @@ class BlockProtocol(Protocol):
 
 
 def _drawn(block: Any, workload: Workload, seed: int) -> nn.Module:
-    """The workload's untrained network with its standard convolutions built by `block`."""
+    """The workload's untrained network; with its standard convolutions built by `block`, unless they stay standard."""
+    network = workload.network(seed)
+    if isinstance(block, StandardConvolution):
+        return network
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return replace(workload.network(seed), block)
+        torch.manual_seed(~seed)  # the network's own seed would start the first block with its first layer's numbers
+        return replace(network, block)
 
 
 @cache
