@@ -14,7 +14,6 @@ RATES = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1)
 
 class Experiment(Protocol):
     kind = "bfloat16--zero-space-ecc"
-    version = 2
 
     def trials(self, technique: Any, variant: Mapping[str, Any], workload: Any) -> list[Trial]:
         return [Trial({"rate": rate}, seed) for rate in RATES for seed in range(2 * REPETITIONS)]
