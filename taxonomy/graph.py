@@ -39,10 +39,9 @@ def build(tx: Taxonomy) -> networkx.MultiDiGraph:
         graph.add_node(node.id, type="technique", name=node.name, level=node.level, family=node.family, kind=node.kind)
         graph.add_edge(node.id, node.family, relation="part-of")
     for edge in tx.influences():
-        finding = edge.finding
         graph.add_edge(
             edge.source, edge.target, key=edge.metric, relation=edge.relation, metric=edge.metric, sign=edge.sign,
-            estimand=edge.estimand, verdict=finding.verdict if finding else "not measured",
+            estimand=edge.estimand, verdict=edge.verdict,
         )  # fmt: skip
     for paper in tx.papers:
         graph.add_node(paper.id, type="paper", name=paper.title, year=paper.year)

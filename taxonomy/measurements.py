@@ -80,24 +80,28 @@ def rows(
         order = {canonical(variant): variant for variant in node.variants}
         parameters = order.get(canonical(first["variant"]), first["variant"])
         for (who, metric), values in samples.items():
-            centre, low, high = _interval(metric, values)
+            unit = units.get(metric) or (tx.metrics[metric].unit if metric in tx.metrics else "")
+            centre, low, high = _interval(metric, values, unit)
             found.append({
                 "technique": node.id, "variant": label(parameters), "workload": first["workload"],
                 "setting": label(first["setting"]), "who": who, "metric": metric, "value": centre,
-                "unit": units.get(metric) or (tx.metrics[metric].unit if metric in tx.metrics else ""),
-                "low": low, "high": high, "n": len(values), "stale": not fresh, "store": store,
+                "unit": unit, "low": low, "high": high, "n": len(values), "stale": not fresh, "store": store,
                 "parameters": parameters, "conditions": first["setting"], "reason": reasons.get((who, metric), ""),
             })  # fmt: skip
     return found
 
 
-def _interval(metric: str, values: list[float]) -> tuple[float, float, float]:
+def _interval(metric: str, values: list[float], unit: str) -> tuple[float, float, float]:
+    """Mean and interval; of shares, the part of it that a share can have."""
     if not values:
         return math.nan, math.nan, math.nan
     if metric in RATIOS:
         logs = t_interval([math.log(value) for value in values])
         return tuple(math.exp(value) for value in logs)  # type: ignore[return-value]
-    return t_interval(values)
+    centre, low, high = t_interval(values)
+    if unit == "fraction" and metric != "core_utilization" and len(values) > 1:  # that may exceed FP32's own peak
+        low, high = max(low, 0.0), min(high, 1.0)
+    return centre, low, high
 
 
 def _samples(records: Iterable[Mapping[str, Any]]) -> tuple[dict[Any, list[float]], dict[Any, str], dict[str, str]]:

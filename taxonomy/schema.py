@@ -6,6 +6,7 @@ imports the heavy rooms of the house only when it is called.
 
 from __future__ import annotations
 
+from collections import Counter
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -147,8 +148,23 @@ class Influence(Node):
 
     @property
     def finding(self) -> Finding | None:
-        """The first finding, the one that the graph draws; None before it is measured."""
+        """The first finding, on the edge's own metric; None before it is measured."""
         return next(iter(self.findings), None)
+
+    @property
+    def verdict(self) -> str:
+        """On which all findings on the edge's own metric agree; else how many say what.
+
+        Examples
+        --------
+        >>> import taxonomy
+        >>> [edge.verdict for edge in taxonomy.load().influences(source="magnitude-pruning", target="csr")]
+        ['supported']
+        """
+        verdicts = Counter(finding.verdict for finding in self.findings if finding.metric == self.findings[0].metric)
+        if len(verdicts) > 1:
+            return ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
+        return next(iter(verdicts), "not measured")
 
 
 class Metric(Node):

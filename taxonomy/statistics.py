@@ -41,10 +41,12 @@ def t_interval(values: Sequence[float], alpha: float = 0.05) -> tuple[float, flo
 def p_beyond(values: Sequence[float], smallest: float) -> float:
     """p-value of the hypothesis that the mean lies within +-smallest, two one-sided Student t tests.
 
+    Values that are all the same show no chance that a test could weigh: they give 1.
+
     Examples
     --------
-    >>> p_beyond([1.0, 1.1, 0.9, 1.0, 1.05], 0.1) < 0.001, p_beyond([0.0, 0.1, -0.1], 0.1)
-    (True, 1.0)
+    >>> p_beyond([1.0, 1.1, 0.9, 1.0, 1.05], 0.1) < 0.001, p_beyond([0.0, 0.1, -0.1], 0.1), p_beyond([1.0] * 5, 0.1)
+    (True, 1.0, 1.0)
     """
     centre = mean(values)
     n = len(values)
@@ -53,7 +55,7 @@ def p_beyond(values: Sequence[float], smallest: float) -> float:
         return 1.0
     spread = math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (n - 1) / n)
     if spread == 0:
-        return 0.0
+        return 1.0
     from scipy.special import stdtr
 
     return min(1.0, 2 * float(stdtr(n - 1, -excess / spread)))

@@ -3,7 +3,8 @@
 In every repetition c = log(baseline / technique) for a cost, its inverse for a gain; positive is better. Accuracy
 enters as a difference, never in logs; decibels are logs already, and their difference is one of powers. Each declared
 point votes: + (its interval lies beyond the smallest effect that counts), - (beyond it the other way), 0 (inside),
-? (else). Bonferroni over the points of a trace.
+? (else). Bonferroni over the points of a trace. Repetitions that agree to the last digit say nothing of chance: unless
+the figure follows from counting, they vote ?.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 from taxonomy import schema
@@ -92,11 +94,14 @@ def _c(metric: str, record: Mapping[str, Any], before: str, after: str, *, highe
     return math.log(new / old) if higher_is_better else math.log(old / new)
 
 
-def vote(values: Sequence[float], smallest: float, points: int = 1) -> Point:
-    """The vote of one point from its repetitions; `points` is how many share the error rate."""
+def vote(values: Sequence[float], smallest: float, points: int = 1, counted: bool = False) -> Point:
+    """The vote of one point from its repetitions; `points` is how many share the error rate.
+
+    Where nothing is drawn (`counted`), repetitions that are all the same are as sure as they look.
+    """
     c, low, high = t_interval(values, 0.05 / points)
     symbol: Vote = "?"
-    if len(values) >= LEAST_REPETITIONS:
+    if len(values) >= LEAST_REPETITIONS and (counted or len(set(values)) > 1):
         if low > smallest:
             symbol = "+"
         elif high < -smallest:
@@ -120,6 +125,8 @@ def judge(sign: str, votes: Iterable[Vote]) -> Verdict:
     """
     ballot = list(votes)
     if sign == "needs":
+        if len(ballot) != 2:  # one of the two arms is not measured yet
+            return "inconclusive"
         alone, together = ballot
         if alone == "-" and together in "+0":
             return "supported"
@@ -157,10 +164,9 @@ def crossover(strengths: Sequence[float], curves: Sequence[Sequence[float]]) -> 
     """
     roots = []
     for curve in curves:
-        for i in range(len(curve) - 1):
-            a, b = curve[i], curve[i + 1]
-            if (a > 0) != (b > 0):
-                left, right = math.log(strengths[i]), math.log(strengths[i + 1])
+        signed = [(math.log(s), c) for s, c in zip(strengths, curve, strict=True) if c]  # nothing has no sign to change
+        for (left, a), (right, b) in pairwise(signed):
+            if a * b < 0:
                 roots.append(left + (right - left) * a / (a - b))
                 break
         else:
@@ -175,10 +181,12 @@ def conclude(
     workload: str = "",
     setting: str = "",
     metric: str | None = None,
+    counted: bool = False,
 ) -> Finding:
     """The finding from c by strength, repetition by repetition; on `metric`, the edge's own by default.
 
-    A crossover is only said where points vote both ways: around nothing, chance changes the sign.
+    A crossover is only said where points vote both ways, and sought between the last vote of one way and the first of
+    the other: around nothing, chance changes the sign.
 
     The identity (nothing pruned) gives 0 by definition and does not vote: it is not to be among `samples`.
     """
@@ -187,13 +195,16 @@ def conclude(
     strengths = sorted(samples, key=lambda s: (s is None, s))
     points = []
     for strength in strengths:
-        point = vote(samples[strength], smallest, len(strengths))
+        point = vote(samples[strength], smallest, len(strengths), counted)
         points.append(Point(strength, point.c, point.low, point.high, point.n, point.vote))
     verdict = judge(edge.sign, [point.vote for point in points])
     root = None
-    if edge.estimand == "crossover" and {"+", "-"} <= {point.vote for point in points}:
-        repetitions = min(len(samples[s]) for s in strengths)
-        root = crossover(strengths, [[samples[s][r] for s in strengths] for r in range(repetitions)])  # type: ignore[arg-type]
+    decided = [i for i, point in enumerate(points) if point.vote in "+-"]
+    turn = next((i for i in pairwise(decided) if points[i[0]].vote != points[i[1]].vote), None)
+    if edge.estimand == "crossover" and turn:
+        between: Any = strengths[turn[0] : turn[1] + 1]
+        repetitions = min(len(samples[s]) for s in between)
+        root = crossover(between, [[samples[s][r] for s in between] for r in range(repetitions)])
     p = min(1.0, len(points) * min(p_beyond(samples[s], smallest) for s in strengths))
     return Finding(
         edge.id, workload, setting, metric, tuple(points), verdict, _because(edge, points, verdict, root), p, root
@@ -207,16 +218,14 @@ def _because(edge: schema.Influence, points: Sequence[Point], verdict: Verdict, 
         text += f"; c changes sign at {edge.along} {root[0]:.3g} [{root[1]:.3g}, {root[2]:.3g}]"
     if verdict == "inconclusive":
         fewest = min(point.n for point in points)
-        short = fewest < LEAST_REPETITIONS
-        text += (
-            f"; {LEAST_REPETITIONS} repetitions are needed, there are {fewest}"
-            if short
-            else (
-                "; more repetitions, or stronger settings, would decide the points marked ?"
-                if "?" in ballot
-                else "; a wider range of strengths would decide it"
-            )
-        )
+        if fewest < LEAST_REPETITIONS:
+            text += f"; {LEAST_REPETITIONS} repetitions are needed, there are {fewest}"
+        elif edge.sign == "needs" and ballot == "--":
+            text += "; with the target too the source loses more than the smallest effect that counts"
+        elif "?" in ballot:
+            text += "; more repetitions, or stronger settings, would decide the points marked ?"
+        else:
+            text += "; a wider range of strengths would decide it"
     return text
 
 
@@ -246,6 +255,6 @@ def findings(edge: schema.Influence, records: Iterable[Mapping[str, Any]] | None
     found = []
     for name, samples in groups.items():
         ordered = {strength: [c for _, c in sorted(values)] for strength, values in samples.items()}
-        finding = conclude(edge, ordered, *about[name])
+        finding = conclude(edge, ordered, *about[name], counted=counted[name])
         found.append(replace(finding, stale=stale[name], by_construction=counted[name]))
     return tuple(sorted(found, key=lambda finding: finding.metric != tx.metric(edge.metric)))

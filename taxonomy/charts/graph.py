@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from taxonomy.charts.look import LEVELS, NEUTRAL, PALETTE, Row, data, finish
 from taxonomy.charts.traces import effect
+from taxonomy.statistics import median
 
 if TYPE_CHECKING:
     import altair as alt
@@ -63,9 +64,7 @@ def influence_graph(tx: Taxonomy, technique: str | None = None) -> alt.TopLevelM
     chart = alt.layer(*layers).properties(width=600, height=int(44 * rows) + 50)
     table = {
         "columns": ["source", "target", "metric", "claimed", "effect", "verdict"],
-        "rows": [
-            [*map(_link(tx), (e.source, e.target)), e.metric, e.sign, effect(e.finding), _verdict(e)] for e in edges
-        ],
+        "rows": [[*map(_link(tx), (e.source, e.target)), e.metric, e.sign, _effect(e), _verdict(e)] for e in edges],
     }
     text = f"{len(edges)} influences between techniques of the three levels; the table below lists them"
     names = [[tx[name].name for name, (x, _) in place.items() if x == column] for column in range(len(LEVELS))]
@@ -95,14 +94,15 @@ def _paths(edges: Sequence[Any], place: Place) -> tuple[list[Row], list[Row]]:
     """Every edge point by point: an S between columns, a bow beside the column within one."""
     lines, arrows = [], []
     for edge in edges:
-        (x1, y1), (x2, y2), finding = place[edge.source], place[edge.target], edge.finding
+        (x1, y1), (x2, y2), findings = place[edge.source], place[edge.target], _own(edge)
         about = {
-            "edge": edge.id, "sign": edge.sign, "measured": finding is not None, "width": 1.5,
+            "edge": edge.id, "sign": edge.sign, "measured": bool(findings), "width": 1.5,
             "tip": f"{edge.source} on {edge.target}: {edge.metric}, claimed {edge.sign}, {_verdict(edge)}",
         }  # fmt: skip
-        if finding is not None:
-            whole = 0.05 if finding.metric == "accuracy" else 1.0
-            about["width"] = round(1.5 + 4.5 * math.tanh(abs(finding.effect) / whole), 2)
+        if findings:
+            whole = 0.05 if findings[0].metric == "accuracy" else 1.0
+            typical = median(abs(finding.effect) for finding in findings)
+            about["width"] = round(1.5 + 4.5 * math.tanh(typical / whole), 2)
         bow = 0.0 if x1 != x2 else 0.25 if x1 < 2 else -0.25
         path = []
         for t in (i / 24 for i in range(25)):
@@ -135,11 +135,26 @@ def _link(tx: Taxonomy) -> Any:
 
 
 def _verdict(edge: Any) -> str:
-    finding = edge.finding
-    if finding is None:
-        return "not measured"
-    notes = [note for note, holds in (("by construction", finding.by_construction), ("stale", finding.stale)) if holds]
-    return ", ".join([finding.verdict, *notes])
+    own = _own(edge)
+    notes = [note for note, holds in (
+        ("by construction", any(finding.by_construction for finding in own)),
+        ("stale", any(finding.stale for finding in own)),
+    ) if holds]  # fmt: skip
+    return ", ".join([edge.verdict, *notes])
+
+
+def _own(edge: Any) -> list[Any]:
+    """Findings on the edge's own metric, from the worst effect to the best."""
+    found = edge.findings
+    return sorted((f for f in found if f.metric == found[0].metric), key=lambda finding: finding.effect)
+
+
+def _effect(edge: Any) -> str:
+    """Of several findings the worst and the best, without intervals."""
+    own = _own(edge)
+    if len(own) < 2:
+        return effect(edge.finding)
+    return " to ".join(effect(finding).partition(" (")[0] for finding in (own[0], own[-1]))
 
 
 def _columns(tx: Taxonomy, edges: Sequence[Any]) -> dict[str, tuple[float, float]]:

@@ -52,20 +52,25 @@ def findings_table(edges: Sequence[Influence]) -> str:
     """Every finding of these edges as an HTML table; q is the p-value adjusted for there being many of them.
 
     p is that of the hypothesis that no point of the trace lies beyond the smallest effect; q controls the share of
-    false discoveries over the whole table (Benjamini and Hochberg, 1995).
+    false discoveries over the whole table (Benjamini and Hochberg, 1995). What follows from counting has neither: no
+    chance is in it, and sure discoveries among them would make the others look better.
     """
     from taxonomy.charts.rendering import table
     from taxonomy.statistics import benjamini_hochberg
 
     pairs = [(edge, finding) for edge in edges for finding in edge.findings]
-    adjusted = benjamini_hochberg([finding.p for _, finding in pairs])
+    adjusted = iter(benjamini_hochberg([finding.p for _, finding in pairs if not finding.by_construction]))
     columns = ("influence", "workload", "conditions", "metric", "claimed", "largest effect", "verdict", "q")
     rows = []
-    for (edge, finding), q in zip(pairs, adjusted, strict=True):
-        verdict = finding.verdict + (", by construction" if finding.by_construction else "")
+    for edge, finding in pairs:
+        verdict, q = str(finding.verdict), math.nan
+        if finding.by_construction:
+            verdict += ", by construction"
+        else:
+            q = next(adjusted)
         rows.append((
             edge.id.replace("--", " → "), finding.workload, finding.setting, finding.metric.replace("_", " "),
-            edge.sign, effect(finding), verdict, "< 0.001" if q < 0.001 else f"{q:.2g}",
+            edge.sign, effect(finding), verdict, "—" if math.isnan(q) else "< 0.001" if q < 0.001 else f"{q:.2g}",
         ))  # fmt: skip
     return table(columns, rows)
 

@@ -100,3 +100,10 @@ def test_the_exported_schema_is_the_one_that_editors_use():
 def test_module_runs_as_a_command():
     out = subprocess.run([sys.executable, "-m", "taxonomy", "validate"], capture_output=True, text=True, check=False)
     assert out.returncode == 0, out.stderr
+
+
+def test_no_share_is_said_to_reach_below_none_or_beyond_all():
+    found = tx.measurements(store="reference")
+    shares = found[(found.unit == "fraction") & (found.metric != "core_utilization") & (found.n > 1)]
+    assert len(shares) > 400 and shares.low.min() >= 0 and shares.high.max() <= 1
+    assert ((shares.low <= shares.value + 1e-9) & (shares.value <= shares.high + 1e-9)).all()

@@ -145,6 +145,66 @@ def test_a_change_of_sign_around_nothing_is_no_crossover():
     assert conclude(CROSSOVER, noise).crossover is None
 
 
+def test_a_trace_that_starts_at_nothing_crosses_where_its_sign_changes():
+    """c = 0 is no sign: what rises from nothing and falls below it crosses once, on the way down."""
+    root, low, high = crossover([0.01, 0.1, 1.0, 100.0], [[0.0, 0.3, 0.2, -0.2], [0.0, 0.3, 0.1, -0.1]])
+    assert root == pytest.approx(10.0) and low == pytest.approx(10.0) == high
+    assert crossover([1.0, 10.0, 100.0], [[1.0, 0.0, -1.0]])[0] == pytest.approx(10.0)
+    assert crossover([0.1, 1.0], [[0.0, 1.0]]) is None
+
+
+def test_a_crossover_is_sought_where_the_votes_turn():
+    rng = random.Random(3)  # at the first two strengths only noise, whose sign changes
+    planted = {0.001: 0.0, 0.01: 0.0, 0.1: 0.4, 1.0: -0.4}
+    found = conclude(CROSSOVER, {s: [c + rng.gauss(0, 0.02) for _ in range(10)] for s, c in planted.items()})
+    assert [point.vote for point in found.points] == ["0", "0", "+", "-"]
+    assert found.crossover[0] == pytest.approx(10**-0.5, rel=0.1)
+
+
+def test_repetitions_that_are_all_the_same_are_no_evidence():
+    """Ten draws in which a fault of 3.6 in a hundred did not happen: seven times in ten they say nothing happens."""
+    assert vote([0.0] * 10, 0.005).vote == vote([-0.3] * 10, 0.005).vote == "?"
+    assert vote([0.0] * 10, 0.005, counted=True).vote == "0"
+    counting = tx.influences(source="bfloat16", target="loop-tiling")[0]
+    assert counting.by_construction and findings(counting)[0].verdict == "supported"
+
+
+@pytest.mark.parametrize("repetitions", [5, 10])
+def test_an_effect_as_large_as_the_smallest_is_seldom_said_to_be_beyond_it_or_within(repetitions):
+    """The rate of error that is promised, on normal repetitions: 2.5 % of all traces, whatever their length."""
+    rng = random.Random(repetitions)
+    for points in (1, 3, 7):
+        wrong = {"+": 0, "0": 0}
+        for _ in range(600):
+            ballot = {
+                vote([0.1 + rng.gauss(0, 0.03) for _ in range(repetitions)], 0.1, points).vote for _ in range(points)
+            }
+            for symbol in wrong:
+                wrong[symbol] += symbol in ballot
+        assert max(wrong.values()) / 600 < 0.045
+
+
+def test_an_arm_that_is_not_measured_yet_decides_nothing():
+    edge = next(edge for edge in tx.influences() if edge.sign == "needs")
+    assert conclude(edge, {0.0: [-0.3, -0.31, -0.29, -0.3, -0.32]}).verdict == "inconclusive"
+
+
+def test_no_range_of_strengths_is_asked_for_where_both_arms_of_a_rescue_are_decided():
+    edge = next(edge for edge in tx.influences() if edge.sign == "needs")
+    finding = conclude(edge, {0.0: [-0.3, -0.31, -0.29, -0.3, -0.32], 1.0: [-0.2, -0.21, -0.19, -0.2, -0.22]})
+    assert finding.verdict == "inconclusive" and "with the target too" in finding.because
+
+
+def test_an_edge_is_not_judged_by_the_finding_that_comes_first():
+    edge = tx.influences(source="depthwise-separable", target="direct-convolution")[0]
+    assert len({finding.verdict for finding in edge.findings}) == 2
+    assert (
+        edge.verdict
+        == "3 supported, 3 contradicted"
+        == tx.graph.edges[edge.source, edge.target, edge.metric]["verdict"]
+    )
+
+
 def test_conclusion_says_what_would_decide():
     finding = conclude(CROSSOVER, {0.1: [0.3, 0.31], 0.2: [-0.3, -0.31]})
     assert finding.verdict == "inconclusive" and "5 repetitions are needed" in finding.because
