@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: book test check measure serve release-check clean help
+.PHONY: book test check measure lab serve release-check clean help
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -27,6 +27,13 @@ check: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+lab: $(READY) .venv/.lab  ## open the chapters as notebooks in JupyterLab
+	$(BIN)/python book/lab.py
+
+.venv/.lab: requirements-lab.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-lab.txt
+	@touch $@
 
 serve: book  ## build, then serve the book at http://localhost:8000
 	$(BIN)/python -m http.server --directory _build/html --bind localhost 8000

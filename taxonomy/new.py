@@ -102,7 +102,7 @@ def texts(tx: Taxonomy, address: str, kind: str) -> dict[Path, str]:
     package = files["code"].parent / "__init__.py"
     return {
         files["knowledge"]: filled("technique.yml.txt"),
-        package: f'"""{words["family"]}: {words["place"][:1].lower()}{words["place"][1:]}"""\n',
+        package: f'"""{words["family"]}."""\n',
         files["code"]: filled("technique.py.txt"),
         files["test"]: filled("test.py.txt"),
         files["chapter"]: filled("chapter.md.txt"),
@@ -145,6 +145,7 @@ def _with_self(function: ast.FunctionDef) -> ast.FunctionDef:
 def _declared(method: Any) -> ast.FunctionDef:
     (function,) = ast.parse(textwrap.dedent(inspect.getsource(method))).body
     assert isinstance(function, ast.FunctionDef)
+    function.decorator_list = []
     return function
 
 

@@ -1,8 +1,8 @@
 """Numbers in prose come from records: {measured}`posit:accuracy:workload=mnist-cnn,bits=8,es=2`.
 
 `technique:metric@who:conditions`; who is the technique itself unless named (baseline, random, a peer). Conditions are
-workload, variant and setting, enough of them to leave one record; where records differ only in a condition more, such
-as two threads, the plain one answers. {measured-value} leaves the interval to the tooltip.
+workload, variant and setting, enough of them to leave one record; where records differ only in a parameter or a
+condition more, such as two threads, the plain one answers. {measured-value} leaves the interval to the tooltip.
 {finding}`magnitude-pruning--csr:crossover:columns=64` says verdict, effect or crossover of an influence.
 What no record answers, or more than one, is an error that names the nearest.
 """
@@ -60,11 +60,11 @@ def _same(held, value):
 
 
 def _plain(found):
-    """The record whose conditions all others share and add to, if there is one."""
+    """The record whose parameters and conditions all others share and add to, if there is one."""
 
     def extends(other, row):
-        same = all(other[name] == row[name] for name in ("workload", "parameters", "store"))
-        return same and row["conditions"].items() <= other["conditions"].items()
+        same = all(other[name] == row[name] for name in ("workload", "store"))
+        return same and all(row[name].items() <= other[name].items() for name in ("parameters", "conditions"))
 
     return [row for row in found if all(extends(other, row) for other in found)]
 
@@ -145,40 +145,36 @@ def _stands(finding, name, value):
     return name in held and _same(held[name], value)
 
 
-def resolve(role, text):
-    """A role as plain words, for notebooks outside the book."""
-    try:
-        if role == "finding":
-            return conclusion(text)[0]
-        if role == "measured":
-            return _shown(lookup(text))[0]
-    except Unknown:
-        pass
-    return text.partition("<")[0].strip() or text
+def shown(role, text):
+    """What a role shows, and what it tells on a closer look.
 
+    Returns
+    -------
+    text : str
+    title : str
+    stale : bool
 
-def _shown(row):
+    Raises
+    ------
+    Unknown
+        If no record answers, or more than one.
+    """
     from taxonomy.quantity import interval, quantity
 
-    return interval(row["value"], row["low"], row["high"], row["unit"]), quantity(row["value"], row["unit"])
+    if role == "finding":
+        words, finding = conclusion(text)
+        return words, f"{finding.workload} {finding.setting}: {finding.because}", finding.stale
+    row = lookup(text)
+    full, short = interval(row["value"], row["low"], row["high"], row["unit"]), quantity(row["value"], row["unit"])
+    whose = row["who"] if row["who"] != "self" else row["technique"]
+    title = f"{row['metric']} of {whose}, {_written(row)}; {full}, n = {row['n']}"
+    return (short if role == "measured-value" else full), title, row["stale"]
 
 
 class Measured(SphinxRole):
     def run(self):
         try:
-            if self.name == "finding":
-                text, finding = conclusion(self.text)
-                title = f"{finding.workload} {finding.setting}: {finding.because}"
-                stale = finding.stale
-            else:
-                row = lookup(self.text)
-                full, short = _shown(row)
-                text = short if self.name == "measured-value" else full
-                title = (
-                    f"{row['metric']} of {row['who'] if row['who'] != 'self' else row['technique']}, {_written(row)}"
-                )
-                title += f"; {full}, n = {row['n']}"
-                stale = row["stale"]
+            text, title, stale = shown(self.name, self.text)
         except Unknown as error:
             logger.warning("%s: %s", self.name, error, location=self.get_location(), type="measured")
             return [nodes.problematic(self.rawtext, self.text)], []

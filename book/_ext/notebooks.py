@@ -8,7 +8,38 @@ import shutil
 from pathlib import Path
 
 FOLDER = "notebooks"
-MEASURED = re.compile(r"\{(measured|finding|cite|technique|metric|doc)\}`([^`]*)`")
+ROLE = re.compile(r"\{(measured|measured-value|finding|cite|technique|metric|doc)\}`([^`]*)`")
+LISTING = re.compile(r"```\{listing\} *(\S+) *(\S*)\n```")
+
+
+def in_words(text):
+    """Markdown whose roles and lists, which only the book understands, have become the words that the book shows."""
+    from listing import LISTS
+    from measured import Unknown, shown
+    from sources import short
+
+    import taxonomy
+
+    tx = taxonomy.load()
+
+    def words(match):
+        role, named = match[1], match[2]
+        if role == "doc":
+            return named.partition("<")[0].strip() or named
+        if role == "technique":
+            return tx[named].name
+        if role == "metric":
+            return tx.metrics[tx.metric(named)].name.lower()
+        if role == "cite":
+            reference = tx.references[named]
+            return f"[{short(reference)}]({reference.url})" if reference.url else short(reference)
+        try:
+            return shown(role, named)[0]
+        except Unknown:
+            return named
+
+    text = LISTING.sub(lambda match: "\n".join(LISTS[match[1]](tx, match[2])), text)
+    return ROLE.sub(words, text)
 
 
 def executed(app, pagename):
@@ -30,11 +61,9 @@ def offer(app, pagename, templatename, context, doctree):
 
 
 def copy(app, exception):
-    """Roles that only the book understands become their words."""
+    """The executed notebooks, in words that need no book."""
     if exception or app.builder.format != "html":
         return
-    from measured import resolve
-
     for pagename in app.env.found_docs:
         source = executed(app, pagename)
         if source is None:
@@ -44,8 +73,7 @@ def copy(app, exception):
         notebook = json.loads(source.read_text("utf-8"))
         for cell in notebook["cells"]:
             if cell["cell_type"] == "markdown":
-                text = "".join(cell["source"])
-                cell["source"] = MEASURED.sub(lambda match: resolve(match[1], match[2]), text)
+                cell["source"] = in_words("".join(cell["source"]))
         target.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     shutil.rmtree(Path(app.outdir) / "reports", ignore_errors=True)
 

@@ -190,7 +190,7 @@ def _figures(
     for node in tx.find(kind="number-format"):
         held: dict[tuple[str, ...], dict[tuple[str, str], Any]] = {}
         for row in tx.measurements(node.id).to_dict("records"):
-            if row["workload"] in workloads and row["conditions"].get("on") in on and not row["stale"]:
+            if row["workload"] in workloads and row["conditions"].get("on") in on:
                 key = (row["variant"], row["workload"], row["conditions"]["on"])
                 held.setdefault(key, {})[row["who"], row["metric"]] = row
         for (_, workload, rounded), figures in held.items():
@@ -207,7 +207,7 @@ def _figures(
                 "format": f"{node.name} ({words})" if words else node.name, "group": group if inside else OTHERS,
                 "workload": workload, "on": rounded, "bits": bits["value"], "value": own["value"],
                 "before": before["value"] if before else math.nan, "range": reach["value"] if reach else math.nan,
-                "text": interval(own["value"], own["low"], own["high"], own["unit"]),
+                "text": interval(own["value"], own["low"], own["high"], own["unit"]) + ", stale" * bool(own["stale"]),
                 "href": f"{root}{node.address}.html", "rank": int(inside),
             })  # fmt: skip
     if not rows:

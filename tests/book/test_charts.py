@@ -286,6 +286,12 @@ def test_the_map_of_formats_shows_bits_and_noise_of_weights(formats):
         charts.format_map(formats, None, ["digits-mlp"])
 
 
+def test_a_stale_figure_is_drawn_and_says_so(formats):
+    formats.rows.loc[formats.rows.technique == "nf4", "stale"] = True
+    drawn = list(values(charts.format_map(formats, "floating_point", ["mnist-cnn"]).to_dict()))
+    assert {(point["bits"], point["text"].endswith(", stale")) for point in drawn} == {(8.0, False), (4.5, True)}
+
+
 def test_accuracy_by_bits_counts_points_lost(formats):
     drawn = [
         v for v in values(charts.accuracy_by_bits(formats, "block_formats", ["mnist-cnn"]).to_dict()) if "bits" in v

@@ -3,12 +3,13 @@
 import math
 
 import measured
+import notebooks
 import pytest
 
 ROWS = [
-    {"metric": "accuracy", "who": who, "workload": w, "parameters": {"bits": b, "es": 2}, "conditions": {"on": on},
-     "value": 0.9 + b / 1000, "low": 0.9, "high": 0.92, "unit": "fraction", "n": 5, "store": "reference",
-     "stale": False, "reason": ""}
+    {"technique": "posit", "metric": "accuracy", "who": who, "workload": w, "parameters": {"bits": b, "es": 2},
+     "conditions": {"on": on}, "value": 0.9 + b / 1000, "low": 0.9, "high": 0.92, "unit": "fraction", "n": 5,
+     "store": "reference", "stale": False, "reason": ""}
     for who in ("self", "baseline") for w in ("mnist-cnn", "digits-mlp") for b in (8, 16) for on in ("weights", "both")
 ]  # fmt: skip
 
@@ -55,9 +56,13 @@ def test_what_is_unknown_is_an_error_that_names_the_nearest(text, says):
 
 
 def test_notebooks_get_words():
-    shown = measured.resolve("measured", "posit:accuracy:workload=mnist-cnn,bits=8,on=both")
-    assert shown == "90.8 % (90.0 to 92.0)"
-    assert measured.resolve("technique", "posit") == "posit"
+    text = "{technique}`posit` reaches {measured}`posit:accuracy:workload=mnist-cnn,bits=8,on=both`, {metric}`sqnr`"
+    said = notebooks.in_words(
+        f"{text} {{measured-value}}`posit:accuracy:workload=mnist-cnn,bits=8,on=both` {{cite}}`han2015`"
+    )
+    low = "Posit reaches 90.8 % (90.0 to 92.0), signal-to-quantization-noise ratio 90.8 % "
+    assert said == low + "[Han et al. 2015](https://arxiv.org/abs/1506.02626)"
+    assert "**Accuracy**" in notebooks.in_words("```{listing} metrics stored\n```")
 
 
 def test_an_unknown_influence_is_an_error():
@@ -73,5 +78,8 @@ def test_the_plain_record_answers_where_others_only_add_a_condition():
 
     plain, two, encode = held(elements=9), held(elements=9, threads=2), held(elements=9, operation="encode")
     assert measured._plain([two, plain, encode]) == [plain]
+    other = {**plain, "parameters": {"bits": 8, "es": 2}}  # a variant that says one thing more
+    assert measured._plain([other, plain]) == [plain]
+    assert not measured._plain([other, {**plain, "parameters": {"bits": 8, "es": 1}}])
     assert measured._plain([two, encode]) == []
     assert measured._plain([plain, held(bits=4, elements=9)]) == []
