@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import combinations
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+import datasets
+import taxonomy
 from datasets import Data, Recipe, Split, Workload
 from kernels.arithmetic.mixed_precision.mixed_precision_training import MixedPrecisionTraining
 from kernels.arithmetic.mixed_precision.precision_scheduling import PrecisionScheduling
@@ -192,3 +196,28 @@ def test_bit_operations_of_a_schedule_are_the_mean_over_its_updates():
     assert values["lowest"]["bit_operations"] == macs * few
     assert values["baseline"]["bit_operations"] == macs * 3 * 32 * 32
     assert isinstance(values["self"]["energy"], Missing)
+
+
+TRAINERS = [(node, variant) for node in taxonomy.load().find(kind="training") for variant in node.variants]
+
+
+@pytest.mark.parametrize("node, variant", TRAINERS, ids=lambda part: getattr(part, "id", None) or str(part))
+def test_repetitions_share_no_random_numbers(node, variant, monkeypatch):
+    """Seeds that follow each other, s + 1 and its first draw, s and its second, are one seed: no two repetitions have
+    one in common. Of a seed torch's generator on the CPU takes the lower 32 bits only."""
+    seeds = []
+
+    class Watched(torch.Generator):
+        def manual_seed(self, seed):
+            seeds.append(seed % 2**32)
+            return super().manual_seed(seed)
+
+    monkeypatch.setattr(torch, "Generator", Watched)
+    workload, drawn = datasets.workload("noisy-digits-cnn"), []
+    few = replace(workload.data(), train=workload.data().train[:64])
+    for seed in range(3):
+        seeds.clear()
+        node.reference(**variant).train(workload.network(seed), few, Recipe(epochs=2), workload.trained(), seed=seed)
+        drawn.append(set(seeds))
+        assert len(drawn[-1]) == len(seeds), "no seed is used twice in one training"
+    assert not any(one & other for one, other in combinations(drawn, 2))

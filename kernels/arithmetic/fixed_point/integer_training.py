@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import copy
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -254,15 +255,22 @@ class WageSGD(torch.optim.Optimizer):
 # --- Banner -----------------------------------------------------------------------------------------------------------
 
 
+def _hashed(*numbers: int) -> int:
+    return zlib.crc32(repr(numbers).encode())
+
+
 class _Noise:
-    """Random numbers of its own, so that the order of a recipe's items stays what it is."""
+    """Random numbers of its own, so that the order of a recipe's items stays what it is.
+
+    Seeds go through a hash: those that follow each other must not share numbers with other layers of each other.
+    """
 
     def __init__(self, seed: int) -> None:
         self.seed, self.count = seed, 0
 
     def like(self, x: Tensor) -> Tensor:
         self.count += 1
-        return torch.rand(x.shape, generator=torch.Generator().manual_seed(self.seed + (self.count << 20)))
+        return torch.rand(x.shape, generator=torch.Generator().manual_seed(_hashed(self.seed, self.count)))
 
 
 class _Bifurcated(torch.autograd.Function):
@@ -443,7 +451,7 @@ class IntegerTraining:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for place, (parent, name, child) in enumerate(places):
-                parent._modules[name] = self._converted(child, products, largest, seed + place)
+                parent._modules[name] = self._converted(child, products, largest, _hashed(seed, place))
         return network
 
     def train(

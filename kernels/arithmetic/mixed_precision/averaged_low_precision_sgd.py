@@ -26,6 +26,7 @@ tensor([0.2500, 0.3125])
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -134,7 +135,9 @@ class LowPrecisionSGD(torch.optim.Optimizer):
                 v = g if v is None else v.mul(group["momentum"]).add(g)
                 if self.format is not None:
                     self.count += 1
-                    v = replace(self.format, seed=self.format.seed + self.count).round(v)
+                    # a hash: seeds that follow each other must not share their numbers, shifted by one
+                    drawn = zlib.crc32(repr((self.format.seed, self.count)).encode())
+                    v = replace(self.format, seed=drawn).round(v)
                 self.state[w]["v"] = v
                 w.add_(v, alpha=-group["lr"] * share)
         return None

@@ -22,6 +22,7 @@ from kernels.arithmetic.fixed_point.integer_training import (
     RangeBatchNorm,
     WageLayer,
     WageSGD,
+    _Noise,
     affine_round,
     shift,
     step_of,
@@ -163,7 +164,8 @@ def test_banners_products_and_both_errors(layer):
     torch.testing.assert_close(z, expected, rtol=1e-5, atol=1e-6)
     e = torch.randn(z.shape)
     z.backward(e)
-    noise = [torch.rand(e.shape, generator=torch.Generator().manual_seed(5 + (i << 20))) for i in (1, 2)]
+    drawn = _Noise(5)
+    noise = [drawn.like(e), drawn.like(e)]
     narrow, wide = affine_round(e, 8, noise[0]), affine_round(e, 16, noise[1])
     for error, found, of in ((narrow, x.grad, inputs), (wide, own.weight.grad, rounded.weight)):
         (gradient,) = torch.autograd.grad(expected, of, error, retain_graph=True)
