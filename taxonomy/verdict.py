@@ -230,7 +230,10 @@ def _because(edge: schema.Influence, points: Sequence[Point], verdict: Verdict, 
 
 
 def findings(edge: schema.Influence, records: Iterable[Mapping[str, Any]] | None = None) -> tuple[Finding, ...]:
-    """One finding per workload and setting of what the reference store holds, or of `records`."""
+    """One finding per workload and setting of what the reference store holds, or of `records`.
+
+    Stale records do not blur fresh ones: they count only where there are no others.
+    """
     from taxonomy.fingerprint import snapshot
     from taxonomy.freshness import is_stale
     from taxonomy.load import load
@@ -238,9 +241,8 @@ def findings(edge: schema.Influence, records: Iterable[Mapping[str, Any]] | None
     tx, state = load(), snapshot()
     if records is None:
         records = stores.reference.records(edge.address) or stores.here.records(edge.address)
-    groups: dict[str, dict[float | None, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
+    groups: dict[str, list[tuple[bool, float | None, int, float]]] = defaultdict(list)
     about: dict[str, tuple[str, str, str]] = {}
-    stale: dict[str, bool] = defaultdict(bool)
     counted: dict[str, bool] = {}
     for record in records:
         setting = dict(record["setting"])
@@ -250,11 +252,15 @@ def findings(edge: schema.Influence, records: Iterable[Mapping[str, Any]] | None
         about[name] = (record["workload"], label(setting), metric)
         counted[name] = edge.by_construction and record["type"] == "quality"
         higher = tx.metrics[metric].direction == "higher"
-        groups[name][strength].append((record["seed"], contrast(edge, record, metric, higher)))
-        stale[name] |= is_stale(tx, edge, record, state)
+        c = contrast(edge, record, metric, higher)
+        groups[name].append((is_stale(tx, edge, record, state), strength, record["seed"], c))
     found = []
-    for name, samples in groups.items():
-        ordered = {strength: [c for _, c in sorted(values)] for strength, values in samples.items()}
-        finding = conclude(edge, ordered, *about[name], counted=counted[name])
-        found.append(replace(finding, stale=stale[name], by_construction=counted[name]))
+    for name, group in groups.items():
+        stale = all(old for old, *_ in group)
+        samples: dict[float | None, list[float]] = defaultdict(list)
+        for old, strength, _, c in sorted(group, key=lambda one: one[2]):
+            if old == stale:
+                samples[strength].append(c)
+        finding = conclude(edge, samples, *about[name], counted=counted[name])
+        found.append(replace(finding, stale=stale, by_construction=counted[name]))
     return tuple(sorted(found, key=lambda finding: finding.metric != tx.metric(edge.metric)))

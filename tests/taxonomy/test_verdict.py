@@ -195,6 +195,14 @@ def test_no_range_of_strengths_is_asked_for_where_both_arms_of_a_rescue_are_deci
     assert finding.verdict == "inconclusive" and "with the target too" in finding.because
 
 
+def test_stale_records_do_not_blur_fresh_ones():
+    edge = tx.influences(source="depthwise-separable", target="direct-convolution")[0]
+    fresh = stores.reference.records(edge.address)
+    old = [{**exchange(record), "seed": record["seed"] + 5, "fingerprint": "another"} for record in fresh]
+    assert findings(edge, fresh + old) == findings(edge, fresh) and not any(f.stale for f in findings(edge, fresh))
+    assert all(finding.stale for finding in findings(edge, old))
+
+
 def test_an_edge_is_not_judged_by_the_finding_that_comes_first():
     edge = tx.influences(source="depthwise-separable", target="direct-convolution")[0]
     assert len({finding.verdict for finding in edge.findings}) == 2
