@@ -293,7 +293,7 @@ def _contestants(rows: Sequence[Row]) -> tuple[Any, Any]:
     import altair as alt
 
     names = list(dict.fromkeys(row["contestant"] for row in sorted(rows, key=lambda row: row["who"] != "self")))
-    grey = {row["contestant"] for row in rows if row["who"] in ("baseline", "random")}
+    grey = {row["contestant"] for row in rows if row["who"] in ("baseline", "random", "fine-tuned")}
     bright = [colour for name, colour in PALETTE.items() if name != "grey"]
     coloured = [name for name in names if name not in grey]
     colours = [PALETTE["grey"] if n in grey else bright[coloured.index(n) % len(bright)] for n in names]
