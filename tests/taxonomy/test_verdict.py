@@ -2,11 +2,13 @@
 
 import math
 import random
+from importlib import import_module
 
 import pytest
 
 import taxonomy
 from taxonomy import store as stores
+from taxonomy.freshness import expected
 from taxonomy.verdict import TIMES, conclude, contrast, crossover, findings, judge, smallest_effect, vote
 
 tx = taxonomy.load()
@@ -195,9 +197,18 @@ def test_no_range_of_strengths_is_asked_for_where_both_arms_of_a_rescue_are_deci
     assert finding.verdict == "inconclusive" and "with the target too" in finding.because
 
 
+@pytest.mark.parametrize("edge", tx.influences(), ids=lambda edge: edge.id)
+def test_the_version_of_an_experiment_is_raised_where_it_is_read(edge):
+    """Fingerprints hold the edge's version; one raised in the experiment would make nothing stale, without a word."""
+    assert import_module(edge.implementation).protocol.version == 1, f"raise it in taxonomy/influences/{edge.id}.yml"
+
+
 def test_stale_records_do_not_blur_fresh_ones():
     edge = tx.influences(source="depthwise-separable", target="direct-convolution")[0]
-    fresh = stores.reference.records(edge.address)
+    fresh = [
+        {**record, "fingerprint": expected(tx, edge, record["variant"], record["workload"], record["setting"])}
+        for record in stores.reference.records(edge.address)
+    ]
     old = [{**exchange(record), "seed": record["seed"] + 5, "fingerprint": "another"} for record in fresh]
     assert findings(edge, fresh + old) == findings(edge, fresh) and not any(f.stale for f in findings(edge, fresh))
     assert all(finding.stale for finding in findings(edge, old))

@@ -18,7 +18,6 @@ AGAINST = ("naive loops", "torch")
 
 class Experiment(Protocol):
     kind = "depthwise-separable--direct-convolution"
-    version = 2
 
     def trials(self, technique: Any, variant: Mapping[str, Any], workload: Any) -> list[Trial]:
         return [

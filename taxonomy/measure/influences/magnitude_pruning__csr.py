@@ -22,7 +22,6 @@ DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.8)
 
 class Experiment(Protocol):
     kind = "magnitude-pruning--csr"
-    version = 2
 
     def trials(self, technique: Any, variant: Mapping[str, Any], workload: Any) -> list[Trial]:
         return [
