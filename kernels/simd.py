@@ -27,9 +27,9 @@ Examples
 
 from __future__ import annotations
 
-import llvmlite.binding as llvm
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import cgutils, config, types
+from numba.core.codegen import get_host_cpu_features
 from numba.core.datamodel import PrimitiveModel
 from numba.extending import intrinsic, register_model
 
@@ -56,9 +56,13 @@ __all__ = [
 
 
 def host_lanes() -> int:
-    """Float32 numbers in the widest vector register of this machine: 16 with AVX-512, 8 with AVX2, else 4."""
-    features = llvm.get_host_cpu_features()
-    return 16 if features.get("avx512f") else 8 if features.get("avx2") and features.get("fma") else 4
+    """Float32 numbers in the widest vector register that numba compiles for: 16 with AVX-512, 8 with AVX2, else 4.
+
+    That is this machine's, unless `NUMBA_CPU_FEATURES` asks for another one's.
+    """
+    asked = getattr(config, "CPU_FEATURES", None)
+    has = set((get_host_cpu_features() if asked is None else asked).split(","))
+    return 16 if "+avx512f" in has else 8 if {"+avx2", "+fma"} <= has else 4
 
 
 LANES = host_lanes()

@@ -1,9 +1,14 @@
 """Vectors and tiles against numpy, at every width that a machine may have."""
 
+import os
+import subprocess
+import sys
+
 import ml_dtypes
 import numpy as np
 import pytest
 from numba import njit
+from numba.core.codegen import get_host_cpu_features
 
 from kernels.simd import (
     LANES,
@@ -28,6 +33,46 @@ from kernels.simd import (
 
 def test_host_width_is_a_vector_register():
     assert LANES in (4, 8, 16)
+
+
+NARROW = """
+import numpy as np
+from kernels import simd
+from kernels.arithmetic.approximate_arithmetic.bit_serial import BitSerial
+from kernels.implementation.convolution.direct_convolution import DirectConvolution
+from kernels.implementation.loops.loop_tiling import LoopTiling
+from kernels.implementation.sparsity.csr import Csr
+from numba import njit
+
+@njit
+def axpy(a, x, y):
+    for i in range(x.size):
+        y[i] += a * x[i]
+
+axpy(np.float32(2), np.ones(99, np.float32), np.ones(99, np.float32))
+(code,) = axpy.inspect_asm().values()
+assert "zmm" not in code, "numba compiled for wider registers than it was asked to"
+rng = np.random.default_rng(0)
+a, b = rng.standard_normal((2, 70, 70)).astype(np.float32)
+for operator, left in ((LoopTiling(), a), (Csr(), a * (np.abs(a) > 1))):
+    assert np.allclose(operator.matmul(left, b), left.astype(float) @ b, atol=1e-4)
+codes = rng.integers(-8, 8, (2, 70, 70))
+assert np.array_equal(BitSerial(4, 4).multiply(*codes), codes[0] @ codes[1])
+x, w = rng.standard_normal((1, 9, 20, 20)), rng.standard_normal((9, 1, 3, 3))
+windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(2, 3))
+expected = np.einsum("ncyxij,cij->ncyx", windows, w[:, 0])
+assert np.allclose(DirectConvolution().conv2d(x, w, groups=9), expected, atol=1e-4)
+print(simd.LANES)
+"""
+
+
+def test_kernels_are_as_wide_as_what_numba_compiles_for():
+    """Results on a processor without AVX-512, and no vectors there that would be cut in two."""
+    narrow = get_host_cpu_features().replace("+avx512", "-avx512")
+    environment = {**os.environ, "NUMBA_CPU_FEATURES": narrow}
+    run = subprocess.run([sys.executable, "-c", NARROW], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) == (8 if "+avx2" in narrow.split(",") else 4)
 
 
 @pytest.mark.parametrize("lanes", [8, 16])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -264,6 +265,49 @@ def test_encoding_beside_a_conversion():
         theirs = narrow.view(torch.uint16).numpy() if who == "torch" else narrow.view(np.uint16)
         np.testing.assert_array_equal(theirs, codes)
     assert "not codes" in contest(Posit(8, 0), "softposit", operation="encode").missing["softposit"]
+
+
+@pytest.mark.parametrize("operation", ["round", "encode"])
+@pytest.mark.parametrize(
+    ("subject", "names"), [(BFloat16(), ("torch", "ml_dtypes")), (FixedPoint(4, 4), ("numpy",))], ids=["float", "fixed"]
+)
+def test_all_write_to_memory_that_is_there(subject, names, operation):
+    found = contest(subject, *names, operation=operation)
+    assert {"self", "baseline", *names} == found.contestants.keys()
+    for who, call in found.contestants.items():
+        if who == "baseline":
+            continue
+        results = [getattr(result, "codes", result) for result in (call(), call())]
+        first, second = (r.view(torch.uint8) if isinstance(r, torch.Tensor) else r for r in results)
+        assert np.shares_memory(np.asarray(first), np.asarray(second)), who
+
+
+@pytest.mark.parametrize("operation", ["round", "encode"])
+def test_pytorch_is_given_memory_of_numpy_whose_pages_are_large(operation):
+    x = np.zeros((256, 4096), np.float32)
+    tracemalloc.start()  # sees what numpy allocates, and nothing of PyTorch's
+    call = peers.PEERS["torch"](BFloat16(), x, operation)
+    traced = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    call()
+    assert traced >= x.nbytes * (1 / 2 if operation == "encode" else 3 / 2)
+
+
+def test_a_library_that_compiles_itself_does_so_with_optimization(monkeypatch, tmp_path):
+    from torch.utils import cpp_extension
+
+    asked = []
+
+    def load(name, **options):
+        asked.append(options)
+
+    monkeypatch.setattr(cpp_extension, "load", load)
+    monkeypatch.setattr(peers, "HERE", tmp_path / "measurements")
+    monkeypatch.setattr(peers, "import_module", lambda name: cpp_extension.load("quant_cpu"))  # as the libraries do
+    for name in ("one", "two"):
+        peers._compiled.__wrapped__(name)
+    assert all(options["extra_cflags"] == ["-O3"] for options in asked)
+    assert len({options["build_directory"] for options in asked}) == 2 and cpp_extension.load is load
 
 
 def test_a_slow_peer_has_a_part_of_the_array(monkeypatch):

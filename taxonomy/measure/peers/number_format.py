@@ -1,17 +1,18 @@
 """Rounding by other libraries: float32 to the format and back, or to codes alone.
 
-Each peer takes the format, an array and what is to be done, and gives a call that returns the numbers (or codes). It
+Each peer takes the format, an array and what is to be done, and gives a call that returns the numbers (or codes),
+written to memory that is there already where the library can do so. That is numpy's in every case: it asks for large
+pages, PyTorch's own does not, which would be a comparison of pages. A peer
 raises ImportError where the library is not installed, and ValueError, with the reason, where the library has no such
 format. What a format is called elsewhere is read from its class and its fields.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -141,7 +142,7 @@ def _only_rounds(operation: str, library: str) -> None:
 
 
 def ml_dtypes_cast(number_format: Any, x: np.ndarray, operation: str) -> Callable[[], Any]:
-    """ml_dtypes as a numpy type; both results preallocated where it goes there and back."""
+    """ml_dtypes as a numpy type."""
     import ml_dtypes
 
     _to_nearest(number_format, "ml_dtypes")
@@ -149,16 +150,25 @@ def ml_dtypes_cast(number_format: Any, x: np.ndarray, operation: str) -> Callabl
     narrow_type = getattr(ml_dtypes, name, None) or getattr(np, name or "none", None)
     if narrow_type is None:
         raise ValueError(f"ml_dtypes has no such format as {number_format}")
-    if operation == "encode":
-        return lambda: x.astype(narrow_type)
     narrow, back = np.empty(x.shape, narrow_type), np.empty_like(x)
 
-    def call() -> np.ndarray:
+    def encode() -> np.ndarray:
+        np.copyto(narrow, x, casting="unsafe")
+        return narrow
+
+    def both() -> np.ndarray:
         np.copyto(narrow, x, casting="unsafe")
         np.copyto(back, narrow, casting="unsafe")
         return back
 
-    return call
+    return encode if operation == "encode" else both
+
+
+def _tensor(x: np.ndarray, dtype: Any) -> Any:
+    """A tensor of the shape of `x` in memory of numpy's."""
+    import torch
+
+    return torch.from_numpy(np.empty(x.size * dtype.itemsize, np.uint8)).view(dtype).view(x.shape)
 
 
 def torch_rounding(number_format: Any, x: np.ndarray, operation: str) -> Callable[[], Any]:
@@ -171,7 +181,7 @@ def torch_rounding(number_format: Any, x: np.ndarray, operation: str) -> Callabl
         return _torch_fixed(own, source, operation)
     if rounding_of(number_format) == "stochastic" and own == FLOATS["bfloat16"]:
         _only_rounds(operation, "what PyTorch's operators make of it")
-        pattern, noise = source.view(torch.int32), torch.empty_like(source, dtype=torch.int32)
+        pattern, noise = source.view(torch.int32), _tensor(x, torch.int32)
 
         def call() -> Any:
             noise.random_(0, 2**16)
@@ -182,9 +192,10 @@ def torch_rounding(number_format: Any, x: np.ndarray, operation: str) -> Callabl
     narrow_type = getattr(torch, NAMES.get(own, "none"), None)  # type: ignore[arg-type]
     if narrow_type is None:
         raise ValueError(f"PyTorch converts to no such format as {number_format}")
+    narrow = _tensor(x, narrow_type)
     if operation == "encode":
-        return lambda: source.to(narrow_type)
-    narrow, back = source.to(narrow_type), torch.empty_like(source)
+        return lambda: narrow.copy_(source)
+    back = _tensor(x, torch.float32)
     return lambda: back.copy_(narrow.copy_(source))
 
 
@@ -214,7 +225,7 @@ def numpy_rounding(number_format: Any, x: np.ndarray, operation: str) -> Callabl
     rows = (-1, *(1,) * (x.ndim - 1))
     step, zero = (np.float32(v).reshape(rows) if isinstance(v, np.ndarray) else np.float32(v) for v in own[:2])
     up, out = np.float32(1) / step, np.empty_like(x)
-    codes = np.int8 if own.bits <= 8 else np.int16 if own.bits <= 16 else np.int32
+    codes = np.empty(x.shape, np.int8 if own.bits <= 8 else np.int16 if own.bits <= 16 else np.int32)
 
     def call() -> np.ndarray:
         np.multiply(x, up, out=out)
@@ -223,7 +234,8 @@ def numpy_rounding(number_format: Any, x: np.ndarray, operation: str) -> Callabl
             np.add(out, zero, out=out)
         np.clip(out, own.low, own.high, out=out)
         if operation == "encode":
-            return out.astype(codes)
+            np.copyto(codes, out, casting="unsafe")
+            return codes
         if np.any(zero):
             np.subtract(out, zero, out=out)
         return np.multiply(out, step, out=out)
@@ -237,19 +249,23 @@ def _no_numpy(number_format: Any) -> Any:
 
 @cache
 def _compiled(name: str) -> Any:
-    """A library that compiles itself when it is imported: in a folder of its own, since two give theirs one name."""
-    before = os.environ.get("TORCH_EXTENSIONS_DIR")
-    os.environ["TORCH_EXTENSIONS_DIR"] = str(HERE.parent / "torch_extensions" / name)
+    """A library that compiles itself when it is imported, by itself without optimization: here with it.
+
+    In a folder of its own, since two give theirs one name.
+    """
+    from torch.utils import cpp_extension
+
+    folder = HERE.parent / "torch_extensions" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = cpp_extension.load
+    cpp_extension.load = partial(plain, extra_cflags=["-O3"], build_directory=str(folder))
     try:
         with redirect_stdout(sys.stderr):
             return import_module(f"{name}.quant")
     except RuntimeError as error:
         raise ImportError(f"{name} cannot be compiled here: {error}") from error
     finally:
-        if before is None:
-            del os.environ["TORCH_EXTENSIONS_DIR"]
-        else:
-            os.environ["TORCH_EXTENSIONS_DIR"] = before
+        cpp_extension.load = plain
 
 
 def qtorch_rounding(number_format: Any, x: np.ndarray, operation: str) -> Callable[[], Any]:

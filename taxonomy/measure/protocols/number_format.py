@@ -8,9 +8,9 @@ those of one item, weights and inputs of layers moved once each. Answers are com
 and with labels where there are any.
 
 On an array larger than any cache, rounding is timed beside a copy and beside other libraries; a technique's first
-variant also with two threads, beside two copies of halves at once, and to codes alone, where each result, the copy's
-too, is in memory taken anew, as `encode` gives it. A library that takes long does a part of the array: rates are
-compared then, not times.
+variant also with two threads, beside two copies of halves at once, and to codes alone, beside a copy of the floats. All
+write to memory that is there already, but for libraries that take none (`taxonomy.measure.peers.number_format`). A
+library that takes long does a part of the array: rates are compared then, not times.
 """
 
 from __future__ import annotations
@@ -115,15 +115,12 @@ class NumberFormatProtocol(Protocol):
         x = np.random.default_rng(case.seed).standard_normal(size, np.float32)
         x = x.reshape(-1, ROW) if size % ROW == 0 else x
         number_format = case.subject.fit(x)
-        contestants: dict[str, Callable[[], Any]]
-        if operation == "encode":
-            contestants = {"self": lambda: number_format.encode(x), "baseline": x.copy}
-        else:
-            out, copied = np.empty_like(x, dtype=number_format.dtype), np.empty_like(x)
-            contestants = {
-                "self": lambda: number_format.round(x, out, threads=threads),
-                "baseline": _copy(x, copied, threads),
-            }
+        out = np.empty_like(x, dtype=number_format.code_dtype if operation == "encode" else number_format.dtype)
+        own = getattr(number_format, operation)
+        contestants: dict[str, Callable[[], Any]] = {
+            "self": lambda: own(x, out, threads=threads),
+            "baseline": _copy(x, np.empty_like(x), threads),
+        }
         missing = {}
         works = dict.fromkeys(contestants, float(size))
         for name in case.technique.peers if threads == 1 else ():
