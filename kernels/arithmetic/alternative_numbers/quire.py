@@ -96,7 +96,7 @@ class Quire:
     def _scale(self) -> int:
         return (self.posit.bits - 2) << self.posit.es
 
-    def dot(self, a: Any, b: Any) -> np.float32:
+    def dot(self, a: Any, b: Any) -> np.floating:
         """The fused dot product of two vectors of one length; NaN (NaR) where one number is.
 
         Raises
@@ -112,7 +112,7 @@ class Quire:
 
         Returns
         -------
-        ndarray or Tensor of float32, (m, n)
+        ndarray or Tensor of the posit's `dtype`, (m, n)
             Posits.
 
         Raises
@@ -132,9 +132,9 @@ class Quire:
             _exact(np.ascontiguousarray(left), columns, sums, limbs, below)
         else:
             low = -(self.width // 2) if self.low is None else self.low
-            _limited(np.ascontiguousarray(left), columns, sums, 2.0**-low, 2.0 ** (self.width - 1) - 1)
+            _limited(np.ascontiguousarray(left), columns, sums, 2.0**-low, 2 ** (self.width - 1) - 1)
             sums *= 2.0**low
-        return like(self.posit.round(sums).astype(np.float32), a)
+        return like(self.posit.round(sums), a)
 
 
 @njit(cache=True, nogil=True)
@@ -195,7 +195,11 @@ def _value(limbs, below):
 
 @njit(cache=True, nogil=True)
 def _limited(a, b, sums, scale, largest):
-    """Sums of integers that float64 or int64 holds: products cut below the last bit, sums kept within the register."""
+    """Sums of integers that int64 holds: products cut below the last bit, sums kept within the register.
+
+    Then float64, to odd, for one rounding later.
+    """
+    end = np.float64(largest)
     for i in range(a.shape[0]):
         for j in range(b.shape[0]):
             total = np.int64(0)
@@ -203,6 +207,9 @@ def _limited(a, b, sums, scale, largest):
             for p in range(a.shape[1]):
                 product = a[i, p] * b[j, p] * scale
                 bad |= not np.isfinite(product)
-                product = min(max(np.floor(product), -largest), largest) if not bad else 0.0
+                product = min(max(np.floor(product), -end), end) if not bad else 0.0
                 total = max(min(total + np.int64(product), np.int64(largest)), np.int64(-largest))
-            sums[i, j] = np.nan if bad else np.float64(total)
+            size = abs(total)
+            if size >> 53:  # nine bits are kept as whether one of them is set
+                size = (size | np.int64((size & 511) != 0) << 9) & ~511
+            sums[i, j] = np.nan if bad else np.copysign(np.float64(size), total)

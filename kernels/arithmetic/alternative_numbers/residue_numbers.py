@@ -38,6 +38,10 @@ from kernels.arrays import as_array, describe, like
 __all__ = ["Prepared", "ResidueNumbers", "plain_matmul"]
 
 
+SMALLEST = float(np.finfo(np.float32).tiny)
+"""Of scales by which float32 divides without loss."""
+
+
 def plain_matmul(a: np.ndarray, b: np.ndarray, moduli: tuple[int, ...]) -> np.ndarray:
     """The equations, in Python's integers of any size.
 
@@ -223,7 +227,8 @@ class ResidueNumbers:
         x = as_array(x, "x")
         if not np.issubdtype(x.dtype, np.integer):
             raise TypeError(f"x: expected integers, got {describe(x)}")
-        return np.stack([np.remainder(x.astype(np.int64), m).astype(np.int32) for m in self._moduli])
+        wide = x if x.dtype == np.uint64 else x.astype(np.int64)
+        return np.stack([np.remainder(wide, m).astype(np.int32) for m in self._moduli])
 
     def from_residues(self, residues: Any) -> np.ndarray:
         """The integers of residues, by the Chinese remainder theorem.
@@ -329,7 +334,7 @@ class ResidueNumbers:
         Raises
         ------
         ValueError
-            If the shapes do not fit, or one product alone may leave the range.
+            If the shapes do not fit, one product alone may leave the range, or their sum 64 bits.
         """
         a, b = (as_array(x, name, ndim=2) for x, name in ((a, "a"), (b, "b")))
         if a.shape[1] != b.shape[0]:
@@ -338,6 +343,8 @@ class ResidueNumbers:
         terms = -self.range[0] // largest**2
         if terms < 1:
             raise ValueError(f"a, b: products up to {largest}² leave the range {self.range} of the moduli")
+        if a.shape[1] * largest**2 >= 2**63:
+            raise ValueError(f"a, b: sums of {a.shape[1]} products up to {largest}² leave 64 bits")
         return self._product(self.to_residues(a), self.to_residues(b), terms)
 
     # --- floats -----------------------------------------------------------------------------------------------------
@@ -378,7 +385,8 @@ class ResidueNumbers:
         if not np.isfinite(x).all():
             raise ValueError(f"{name}: expected finite numbers; residues have neither NaN nor infinity")
         scale = float(np.abs(x).max(initial=0)) / self._largest or 1.0
-        return np.rint(x / np.float32(scale)).clip(-self._largest, self._largest).astype(np.int32), scale
+        own = np.float32 if scale >= SMALLEST else np.float64
+        return np.rint(x / own(scale)).clip(-self._largest, self._largest).astype(np.int32), scale
 
     def _product(self, a: np.ndarray, b: np.ndarray, terms: int) -> np.ndarray:
         """Exact products of residues: in as many parts as the range asks for."""

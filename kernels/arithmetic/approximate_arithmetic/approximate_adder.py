@@ -65,9 +65,10 @@ class ApproximateAdder(CodedProduct):
         carry-ahead   blocks of `bits` bits, each carry computed from the block below alone
 
     In a matrix product inputs and weights are rounded to 8 bits, products are exact, and each is added to a register of
-    32 bits by this adder, in the order of k. Positive and negative products are added up apart and subtracted exactly
-    at the end: in two's complement a small negative number is a row of ones, every change of sign sends a carry through
-    the whole register, and an adder that cuts carries fails on all of them (`signs="together"` shows it).
+    32 bits by this adder, in the order of k; a k with which it might run over is refused. Positive and negative
+    products are added up apart and subtracted exactly at the end: in two's complement a small negative number is a row
+    of ones, every change of sign sends a carry through the whole register, and an adder that cuts carries fails on all
+    of them (`signs="together"` shows it).
 
     Parameters
     ----------
@@ -148,6 +149,9 @@ class ApproximateAdder(CodedProduct):
 
     def _times(self, a: Coded, w: Prepared) -> np.ndarray:
         k, coded = a.depth, w.coded
+        most = 2 ** (ACCUMULATOR - (self.signs == "together")) // (2**WIDTH * 2**WIDTH)
+        if k > most:
+            raise ValueError(f"x: expected at most {most} columns, so that sums stay in {ACCUMULATOR} bits, got {k}")
         sums = np.zeros((len(a.codes), len(coded.codes)), np.int64)
         left = a.codes[:, :k].astype(np.int32) - np.int32(a.zero)
         right = coded.codes[:, :k].T.astype(np.int32) - np.int32(coded.zero)

@@ -15,6 +15,7 @@ Source: symmetric rounding to integers as in Stripes (Judd et al., 2016); one bi
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -24,6 +25,9 @@ from numba import njit
 from kernels.arrays import as_array, describe, is_tensor, like
 
 __all__ = ["Coded", "CodedProduct", "Prepared", "code_rows", "plain_code_rows"]
+
+
+RUN = 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +150,7 @@ class Prepared:
         return self.shape[0] * self.shape[1] * self.coded.bits + 32 * self.shape[1]
 
 
-class CodedProduct:
+class CodedProduct(ABC):
     """What the operators on codes share: rounding real operands to codes, and the checks.
 
     A subclass gives `_times`, and may give `_form` and other widths.
@@ -228,9 +232,9 @@ class CodedProduct:
         """The constant operand as `_times` reads it."""
         return None
 
+    @abstractmethod
     def _times(self, a: Coded, w: Prepared) -> np.ndarray:
         """The product, float32 of shape (m, n)."""
-        raise NotImplementedError
 
 
 @njit(cache=True, nogil=True)
@@ -247,12 +251,14 @@ def _extremes(patterns, largest, negative):
 @njit(cache=True, nogil=True)
 def _code(x, inverses, codes, sums, zero):
     for i in range(x.shape[0]):
-        total = np.int32(0)
-        for p in range(x.shape[1]):
-            code = np.int32(np.rint(x[i, p] * inverses[i]) + zero)
-            codes[i, p] = np.uint8(code)
-            total = np.int32(total + code)
-        sums[i] = total
+        sums[i] = 0
+        for start in range(0, x.shape[1], RUN):  # as many codes as 32 bits add up
+            total = np.int32(0)
+            for p in range(start, min(start + RUN, x.shape[1])):
+                code = np.int32(np.rint(x[i, p] * inverses[i]) + zero)
+                codes[i, p] = np.uint8(code)
+                total = np.int32(total + code)
+            sums[i] += total
 
 
 @njit(cache=True, nogil=True)

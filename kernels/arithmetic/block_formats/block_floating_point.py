@@ -189,7 +189,11 @@ class BlockFloatingPoint(BlockFormat):
             wide = np.empty(operand.shape, np.int16)
             sign_extended(np.ascontiguousarray(operand.codes).reshape(-1), wide.reshape(-1), self.mantissa_bits)
             step = np.float64(operand.scales) * 2.0 ** (2 - self.mantissa_bits)
-            each = step.reshape(rows, -1) if self.block != "tensor" else np.broadcast_to(step, (rows, step.size))
+            each = (
+                step.reshape(rows, step.size // max(rows, 1))
+                if self.block != "tensor"
+                else np.broadcast_to(step, (rows, step.size))
+            )
             mantissas.append(wide.reshape(rows, k))
             steps.append(np.ascontiguousarray(each))
         narrow = block * 4 ** (self.mantissa_bits - 1) < 2**31

@@ -46,7 +46,8 @@ from kernels.arrays import as_array, describe
 
 __all__ = ["Int8", "accumulate", "int8_round", "integers", "multiplier", "requantize"]
 
-SMALLEST_SCALE, LARGEST_SCALE = 2.0**-126, float(np.finfo(np.float32).max / 128)
+LARGEST = float(np.finfo(np.float32).max)
+SMALLEST_SCALE, LARGEST_SCALE = 2.0**-126, float(np.float32(LARGEST) / 128)
 """Below the one the inverse of a scale overflows, beyond the other the lowest number does."""
 INT32 = 2**31 - 1
 
@@ -242,6 +243,7 @@ class Int8(NumberFormat):
         low, high = self._extremes(x)
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise ValueError("x: expected finite numbers to fit scales to, got NaN or infinity")
+        low, high = np.clip((low, high), -LARGEST, LARGEST)  # to which float64 is narrowed
         if self.symmetric:
             scales = np.maximum(-low, high) / 127
         else:

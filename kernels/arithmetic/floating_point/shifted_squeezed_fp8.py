@@ -57,7 +57,8 @@ def shift_and_squeeze(x: np.ndarray) -> tuple[float, float]:
 
     A tensor whose magnitudes are all alike cannot be squeezed: it keeps α = 1, and β brings it to one.
     """
-    magnitudes = np.abs(np.asarray(x, np.float64))
+    with np.errstate(invalid="ignore"):  # a signalling NaN that is cast would warn
+        magnitudes = np.abs(np.asarray(x, np.float64))
     logarithms = np.log2(magnitudes[np.isfinite(magnitudes) & (magnitudes > 0)])
     if not logarithms.size:
         return 1.0, 0.0

@@ -46,6 +46,8 @@ INNER = 50
 """Steps of GMRES in one correction at the most."""
 GUARD = 8
 """Bits of a narrow residual that are to survive cancellation, beside those that the next step will gain."""
+FAR = 300
+"""Exponents beyond which a system is brought to the size of one, so that no product of its numbers overflows."""
 WIDTHS = {"fp32": 32, "tensor-core": 16, "fp16": 16, "bfloat16": 16}
 SIGNIFICANDS = {"fp32": 24, "tensor-core": 11, "fp16": 11, "bfloat16": 8}
 DTYPES = {"fp16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -116,11 +118,14 @@ class Factored:
     Attributes
     ----------
     matrix : ndarray of float64 of shape (n, n)
+        Times 2^-exponent.
     factors : ndarray of float32 of shape (n, n)
         Of the transposed matrix where `transposed`, each times `scale`.
     pivots : ndarray of int32
     scale : float
         A power of two that brought the matrix into the range of the low precision.
+    exponent : int
+        Not zero where the matrix was too large or too small to be computed with.
     """
 
     matrix: np.ndarray
@@ -129,6 +134,7 @@ class Factored:
     scale: float
     transposed: bool
     operator: IterativeRefinement
+    exponent: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -250,11 +256,10 @@ class IterativeRefinement:
         matrix = np.ascontiguousarray(as_array(a, "a", ndim=2, dtype=np.float64))
         if matrix.shape[0] != matrix.shape[1]:
             raise ValueError(f"a: expected a square matrix, got {describe(a)}")
-        largest = np.abs(matrix).max(initial=0.0)
-        if not np.isfinite(largest):
+        if not np.isfinite(matrix).all():
             raise ValueError(f"a: expected finite numbers, got some that are not in {describe(a)}")
-        exponent = int(np.frexp(largest)[1])
-        scale = 2.0 ** -min(max(exponent, -1000), 1000)
+        matrix, exponent = _near_one(matrix)
+        scale = 2.0 ** -_exponent(matrix)
         if self.factor == "fp32":
             low = np.empty(matrix.shape, np.float32)
             np.multiply(matrix, scale, out=low, casting="same_kind")
@@ -265,7 +270,7 @@ class IterativeRefinement:
             with np.errstate(all="ignore"):
                 narrow, pivots = lu(matrix * scale, DTYPES[self.factor])
             factors = narrow.astype(np.float32)
-        return Factored(matrix, factors, pivots, scale, self.factor == "fp32", self)
+        return Factored(matrix, factors, pivots, scale, self.factor == "fp32", self, exponent)
 
     def solve(self, a: Any, b: Any) -> Any:
         """x of A x = b in FP64.
@@ -306,13 +311,16 @@ class IterativeRefinement:
             raise ValueError(f"b: expected finite numbers, got some that are not in {describe(b)}")
         if not given.size:
             return Solution(given.copy(), 0, True, 0.0)
-        columns = given.reshape(n, -1)
+        columns, exponent = _near_one(given.reshape(n, -1))
         run = _Run(system, columns, self)
         with np.errstate(all="ignore"):  # factors of a matrix that is too hard may be anything
             x = run.refine()
         if x is None:
             x = run.direct()
         _, error = run.errors(x)
+        if exponent != system.exponent:
+            with np.errstate(over="ignore", under="ignore"):
+                x = np.ldexp(x, exponent - system.exponent)
         return Solution(x.reshape(given.shape), run.iterations, run.converged, error, tuple(run.widths), dict(run.macs))
 
     def supports(self, layer: Any, format: Any = None) -> bool:
@@ -420,6 +428,19 @@ class _Run:
 
 
 TINY = np.finfo(np.float64).tiny
+
+
+def _exponent(x: np.ndarray) -> int:
+    return int(np.frexp(np.abs(x).max(initial=0.0))[1])
+
+
+def _near_one(x: np.ndarray) -> tuple[np.ndarray, int]:
+    """x 2^-e and e: zero, and x itself, unless it is far from the size of one."""
+    exponent = _exponent(x)
+    if abs(exponent) <= FAR:
+        return x, 0
+    with np.errstate(under="ignore"):
+        return np.ldexp(x, -exponent), exponent
 
 
 def _lapack_lu(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

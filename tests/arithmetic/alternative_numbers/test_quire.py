@@ -102,6 +102,24 @@ def test_a_wide_enough_register_is_exact_and_a_narrow_one_is_not(posit):
     assert errors[0] <= errors[2]
 
 
+@pytest.mark.parametrize("last", [1, 0, -1])
+def test_a_wide_register_is_rounded_once(last):
+    """The last of its bits decides a tie that float64 does not see."""
+    posit = Posit(16, 1)
+    a, b = [1.0, 2.0**-7, 2.0**-28], [1.0, 2.0**-6 / 2, last * 2.0**-28]  # 1 + 2^-14 and no more: below the tie
+    for second in (2.0**-5, 2.0**-6 + 2.0**-5):  # 1 + 2^-12 is the tie, 1 + 3 2^-13 is none
+        b[1] = second
+        assert Quire(posit, width=62, low=-58).dot(a, b) == nearest(exact_dot(a, b), posit)
+        assert Quire(posit, width=62, low=-58).dot(np.negative(a), b) == -nearest(exact_dot(a, b), posit)
+
+
+def test_posits_beyond_float32_stay_what_they_are():
+    posit = Posit(16, 4)
+    for size in (2.0**100, 2.0**-100, 2.0**112):
+        assert Quire(posit).dot([size], [size]) == size**2
+    assert Quire(posit).dot([2.0**200, -1], [2.0**200, 1]) == 2.0**224  # the largest
+
+
 def test_a_register_that_is_full_stays_so():
     quire = Quire(Posit(16, 1), width=8, low=0)
     assert quire.dot([100, 100, -50], [1, 1, 1]) == 77  # 127, less 50

@@ -124,6 +124,14 @@ def test_layouts_types_and_sizes():
     assert not operator.supports(torch.nn.Linear(2, 2))
 
 
+def test_numbers_that_float32_hardly_holds():
+    x = np.float32([[1e-44, 0.0, -1e-38]])
+    with np.errstate(all="raise", under="ignore"):
+        np.testing.assert_allclose(ResidueNumbers().matmul(x, np.ones((3, 1))), [[-1e-38]], rtol=0.02)
+    large = np.array([2**64 - 5], np.uint64)
+    assert ResidueNumbers().to_residues(large).ravel().tolist() == [int(large[0]) % m for m in (255, 256, 257)]
+
+
 def test_what_a_result_costs_is_counted():
     costs = ResidueNumbers("7 8 9 11", bits=4).operations(50)
     assert costs["product"] == {"multiplications": 200, "additions": 200, "depth": 100}
@@ -143,6 +151,12 @@ def test_what_a_result_costs_is_counted():
         (lambda: ResidueNumbers().multiply(np.ones((2, 3), int), np.ones((4, 2), int)), "b: expected 3 rows"),
         (lambda: ResidueNumbers().matmul(np.ones((2, 3)), np.ones((4, 2))), "b: expected 3 rows"),
         (lambda: ResidueNumbers().multiply([[5000]], [[1]]), "a, b: products up to 5000² leave the range"),
+        (
+            lambda: ResidueNumbers("32749 32719 32717 32713").multiply(
+                np.full((1, 64), 2**29), np.full((64, 1), 2**29)
+            ),
+            "a, b: sums of 64 products up to 536870912² leave 64 bits",
+        ),
         (lambda: ResidueNumbers().matmul([[np.nan]], [[1]]), "a: expected finite numbers"),
         (lambda: ResidueNumbers().prepare([[np.inf]]), "w: expected finite numbers"),
         (lambda: ResidueNumbers().relu(np.ones((2, 3), int)), "residues: expected 3 channels"),

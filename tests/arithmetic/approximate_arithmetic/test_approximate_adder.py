@@ -104,3 +104,11 @@ def test_empty_and_broadcast():
 def test_errors_name_the_argument(call, error, message):
     with pytest.raises(error, match=message):
         call(ApproximateAdder())
+
+
+def test_sums_that_might_leave_the_register_are_refused():
+    for signs, most in (("apart", 2**16), ("together", 2**15)):
+        adder, x = ApproximateAdder("exact", 8, signs), np.ones((1, most + 1), np.float32)
+        assert adder.matmul(x[:, 1:], x[:, 1:].T)[0, 0] == pytest.approx(most, rel=1e-5)
+        with pytest.raises(ValueError, match=f"x: expected at most {most} columns, so that sums stay in 32 bits"):
+            adder.matmul(x, x.T)

@@ -49,6 +49,11 @@ def test_zeros_subnormals_empty_and_strided():
         assert np.array_equal(code_rows(view, 4, "x").codes, code_rows(view.copy(), 4, "x").codes)
 
 
+def test_sums_of_long_rows():
+    k = 2**31 // 255 + 2  # more than 32 bits hold
+    assert code_rows(np.ones((1, k), np.float32), 8, "x").sums[0] == 255 * k
+
+
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
 @pytest.mark.parametrize("bits", [1, 8])
 def test_what_is_not_finite_has_no_code(bad, bits):

@@ -105,6 +105,13 @@ def test_products_are_exact(m, n, k, form, seed):
     assert form.dot(left[0], right[0]) == BlockFloatingPoint.matmul(form, left[:1], right[:1])[0, 0]
 
 
+@pytest.mark.parametrize("block", [4, "tensor"])
+@pytest.mark.parametrize(("m", "n", "k"), [(2, 3, 0), (0, 3, 5), (2, 0, 5)])
+def test_products_of_nothing(m, n, k, block):
+    product = BlockFloatingPoint(block=block).matmul(np.ones((m, k), np.float32), np.ones((n, k), np.float32))
+    np.testing.assert_array_equal(product, np.ones((m, k)) @ np.ones((k, n)))
+
+
 def test_the_widest_sums_do_not_overflow():
     ones = np.full((1, 70_000), 1.9999, np.float32)
     for bits in (8, 12, 16):

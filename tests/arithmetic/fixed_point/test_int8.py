@@ -190,6 +190,14 @@ def test_special_numbers(symmetric, granularity):
         assert np.isfinite(own.round(x)).all() and np.all(np.abs(own.round(x) - x) <= 1.01 * np.float32(own.scale))
 
 
+def test_float64_beyond_float32_is_fitted_to_what_it_is_narrowed_to():
+    largest = float(np.finfo(np.float32).max)
+    for ends in ([-1e308, 1e308], [-1e308, 0.0], [0.0, 1e308]):
+        wide, narrow = np.array(ends), np.clip(ends, -largest, largest).astype(np.float32)
+        for symmetric in (True, False):
+            assert Int8(symmetric).fit(wide) == Int8(symmetric).fit(narrow)
+
+
 def test_what_stands_for_it_where_numbers_change():
     x = numbers((4, 5))
     for symmetric in (True, False):

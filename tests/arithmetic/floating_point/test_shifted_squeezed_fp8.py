@@ -118,6 +118,11 @@ def test_monotone_symmetric_and_bounded_by_what_it_was_fitted_to(xs):
     np.testing.assert_array_equal(form.decode(form.encode(x)), rounded)
 
 
+def test_a_signalling_nan_is_fitted_around_in_silence():
+    x = np.array([0x7F800001, 0x3F800000, 0x40000000], np.uint32).view(np.float32)
+    assert ShiftedSqueezedFP8().fit(x) == ShiftedSqueezedFP8().fit(x[1:])
+
+
 def test_tensors_that_cannot_be_squeezed():
     assert shift_and_squeeze(np.float32([])) == shift_and_squeeze(np.float32([0, np.nan, np.inf])) == (1.0, 0.0)
     assert shift_and_squeeze(np.float32([8, -8])) == (1.0, -3.0)

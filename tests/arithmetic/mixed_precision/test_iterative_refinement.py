@@ -270,3 +270,16 @@ def test_bad_input():
         with pytest.raises(ValueError, match=f"{name}: expected .* got 'fp12'"):
             IterativeRefinement(**{name: "fp12"})
     assert not operator.supports(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=str)
+@pytest.mark.parametrize(("a_size", "b_size"), [(1023, 1023), (1023, 0), (-1000, -1010), (1020, 980), (0, -1060)])
+def test_systems_at_the_ends_of_fp64_are_solved_as_those_around_one(operator, a_size, b_size):
+    """Norms and products of such numbers overflow, or vanish; powers of two change no digit of the solution."""
+    a, b = np.array([[1.0, 0.5], [0.25, -1.0]]), np.array([0.75, 0.5])
+    truth = exact(a, b)
+    solution = operator.refine(np.ldexp(a, a_size), np.ldexp(b, b_size))
+    assert solution.converged and solution.backward_error < 2.0**-52
+    for x, true in zip(solution.x.tolist(), truth, strict=True):
+        error = abs(Fraction(x) - true * Fraction(2) ** (b_size - a_size))
+        assert error <= abs(true) * Fraction(2) ** (b_size - a_size - 50) + Fraction(2) ** -1074
