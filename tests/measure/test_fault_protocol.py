@@ -30,13 +30,15 @@ def test_five_rates_and_five_seeds_and_once_no_fault():
 def test_without_faults_nothing_reads_wrong(format):
     clean = datasets.accuracy(WORKLOAD.trained(), WORKLOAD.data().test)
     values = take(ZeroSpaceEcc(format), 0.0)
-    for who in ("self", "baseline"):
+    assert values.keys() == {"self", "baseline", "secded"}
+    for who in values:
         assert values[who].keys() == set(protocol.metrics)
         assert values[who]["weight_error_rate"] == 0
         assert abs(values[who]["accuracy"] - clean) < 0.02
         assert isinstance(values[who]["energy"], Missing)
         assert values[who]["memory_footprint"] == values[who]["stored_bits"] / 8
     parameters = sum(p.numel() for p in WORKLOAD.trained().parameters())
+    assert 1.12 < values["secded"]["stored_bits"] / values["self"]["stored_bits"] < 1.13
     width = {"float32": 32, "bfloat16": 16, "int8": 8}[format]
     assert values["baseline"]["stored_bits"] == width * parameters + (32 * 6 if format == "int8" else 0)
 

@@ -18,6 +18,9 @@ The bits at addresses 0, 1, 2, 4, ..., n/2 are free to make H x = 0. What makes 
 
 A 32-bit word has exactly the 6 bits that its code needs, a 64-bit block 7 and a 128-bit block 8.
 
+What it spares is the space that memory with correction spends: a byte of check bits beside every eight bytes, the code
+of length 128 shortened to 72. That is here too, as the code ``"secded"``.
+
 Source: Guan et al., "In-place zero-space memory protection for CNN", NeurIPS 2019, arXiv 1910.14479, for the INT8 block
 of 64 bits, which they train to fit and this makes fit; the other two layouts apply the same idea to floating point.
 """
@@ -50,6 +53,8 @@ LAYOUTS = {
     "int8": Layout(np.uint8, 8, tuple(8 * v + 6 for v in range(7))),
     "bfloat16": Layout(np.uint16, 8, tuple(16 * v + 14 for v in range(8))),
 }
+SECDED = Layout(np.uint8, 9, tuple(range(64, 72)))
+"""Eight bytes of weights and one of check bits, whatever the format."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +93,9 @@ class ZeroSpaceEcc:
     format : {"float32", "int8", "bfloat16"}
         How weights are stored. INT8 codes are symmetric with one scale a tensor: its largest magnitude over 127, or
         over 63 where clipping to make room would err more (squared) than the coarser grid.
-    code : {"extended-hamming", "none"}
-        With ``"none"`` the same format is stored without check bits and without what makes room for them.
+    code : {"extended-hamming", "none", "secded"}
+        With ``"none"`` the same format is stored without check bits and without what makes room for them, with
+        ``"secded"`` the same with eight check bits beside every 64.
 
     Raises
     ------
@@ -114,18 +120,29 @@ class ZeroSpaceEcc:
     def __post_init__(self) -> None:
         if self.format not in LAYOUTS:
             raise ValueError(f"format: expected one of {', '.join(LAYOUTS)}, got {self.format!r}")
-        if self.code not in ("extended-hamming", "none"):
-            raise ValueError(f"code: expected 'extended-hamming' or 'none', got {self.code!r}")
+        if self.code not in ("extended-hamming", "none", "secded"):
+            raise ValueError(f"code: expected 'extended-hamming', 'none' or 'secded', got {self.code!r}")
 
     @property
     def layout(self) -> Layout:
-        """The format's codeword; without a code, one value by itself."""
+        """The codeword; without a code, one value by itself."""
         layout = LAYOUTS[self.format]
-        return layout if self.code != "none" else layout._replace(values=1, free=())
+        if self.code == "none":
+            return layout._replace(values=1, free=())
+        return SECDED if self.code == "secded" else layout
+
+    @property
+    def weights_in_codeword(self) -> int:
+        """How many weights share a codeword."""
+        return 8 // np.dtype(LAYOUTS[self.format].dtype).itemsize if self.code == "secded" else self.layout.values
 
     def unprotected(self) -> ZeroSpaceEcc:
         """The same format without check bits: what protection is compared with."""
         return replace(self, code="none")
+
+    def others(self) -> dict[str, ZeroSpaceEcc]:
+        """What else protects the same format, by name."""
+        return {"secded": replace(self, code="secded")}
 
     def protect(self, weights: Any) -> Protected:
         """Weights in the stored format, check bits in place.
@@ -142,13 +159,15 @@ class ZeroSpaceEcc:
         weights = as_array(weights, "weights", dtype=np.float32)
         if not np.isfinite(weights).all():
             raise ValueError(f"weights: expected finite numbers, got NaN or infinity in a {describe(weights)}")
-        dtype, values, _ = self.layout
+        values = self.weights_in_codeword
         padded = np.zeros((-(-weights.size // values), values), np.float32)
         padded.reshape(-1)[: weights.size] = weights.ravel()
         words, scale = getattr(self, f"_store_{self.format}")(padded)
+        if self.code == "secded":
+            words = np.pad(words.view(np.uint8), ((0, 0), (0, 1)))
         if self.code != "none":
             words = self._with_check_bits(words)
-        return Protected(words.astype(dtype, copy=False), weights.shape, scale)
+        return Protected(words.astype(self.layout.dtype, copy=False), weights.shape, scale)
 
     def corrupt(
         self, protected: Protected, rate: float, seed: int | Sequence[int], positions: Iterable[int] | None = None
@@ -163,7 +182,8 @@ class ZeroSpaceEcc:
         seed : int or sequence of int
             The same seed flips the same bits of equally wide values, whatever protects them.
         positions : iterable of int, optional
-            The bits of a value that may flip, 0 the lowest; all of them by default.
+            The bits of a stored word that may flip, 0 the lowest; all of them by default. A word is a value, or with
+            ``"secded"`` a byte.
 
         Raises
         ------
@@ -184,7 +204,8 @@ class ZeroSpaceEcc:
     def recover(self, protected: Protected) -> np.ndarray:
         """The weights as read: one flipped bit in a codeword is corrected, two are left as they are.
 
-        Three or more may pass as fewer and are then corrected wrongly, as in any code of distance four.
+        Three or more may pass as fewer and are then corrected wrongly, as in any code of distance four. Check bits that
+        lie among the weights are restored to what they were before, whatever has flipped.
 
         Returns
         -------
@@ -194,6 +215,8 @@ class ZeroSpaceEcc:
         words = protected.words
         if self.code != "none":
             words = self._corrected(words)
+        if self.code == "secded":
+            words = np.ascontiguousarray(words[:, :8]).view(LAYOUTS[self.format].dtype)
         read = getattr(self, f"_load_{self.format}")(words).reshape(-1)[: int(np.prod(protected.shape))]
         with np.errstate(over="ignore", invalid="ignore"):  # flips that remain may overflow, or signal
             return (read.astype(np.float64) * protected.scale).astype(np.float32).reshape(protected.shape)
@@ -202,14 +225,15 @@ class ZeroSpaceEcc:
         """How many codewords read clean, with one corrected bit, with an error that is only detected."""
         if self.code == "none":
             return Health(len(protected.words), 0, 0)
-        single, detected = self._diagnose(self._syndrome(protected.words))
-        return Health(int((~single & ~detected).sum()), int(single.sum()), int(detected.sum()))
+        syndrome = self._syndrome(protected.words)
+        clean, corrected = int((syndrome == 0).sum()), int((self._flipped(syndrome) >= 0).sum())
+        return Health(clean, corrected, len(syndrome) - clean - corrected)
 
     def stored_bits(self, shape: Sequence[int]) -> int:
         """Bits in memory for weights of this shape, the last codeword filled up, with INT8's 32-bit scale."""
         dtype, values, _ = self.layout
-        size = int(np.prod(shape))
-        return -(-size // values) * values * np.dtype(dtype).itemsize * 8 + (32 if self.format == "int8" else 0)
+        codewords = -(-int(np.prod(shape)) // self.weights_in_codeword)
+        return codewords * values * np.dtype(dtype).itemsize * 8 + (32 if self.format == "int8" else 0)
 
     def parity_check(self) -> np.ndarray:
         """The matrix H: a column for each bit of the codeword in the order it is stored, a row for each check.
@@ -227,10 +251,11 @@ class ZeroSpaceEcc:
         dtype, values, free = self.layout
         n = values * np.dtype(dtype).itemsize * 8
         of_free = [0, *(1 << i for i in range(len(free) - 1))]
+        top = 1 << len(free) - 1  # the code's own length; a shorter codeword leaves the highest addresses out
         addresses = np.empty(n, np.int64)
         addresses[list(free)] = of_free
-        addresses[np.setdiff1d(np.arange(n), free)] = np.setdiff1d(np.arange(n), of_free)
-        return addresses + n
+        addresses[np.setdiff1d(np.arange(n), free)] = np.setdiff1d(np.arange(top), of_free)[: n - len(free)]
+        return addresses + top
 
     @cached_property
     def _of_byte(self) -> np.ndarray:
@@ -243,10 +268,11 @@ class ZeroSpaceEcc:
         read = np.ascontiguousarray(words).view(np.uint8)
         return np.bitwise_xor.reduce(self._of_byte[np.arange(read.shape[1]), read], axis=1)
 
-    def _diagnose(self, syndrome: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which codewords have a single flipped bit, and which an even number of them."""
-        odd = syndrome & (1 << len(self.layout.free) - 1) != 0
-        return odd, ~odd & (syndrome != 0)
+    def _flipped(self, syndrome: np.ndarray) -> np.ndarray:
+        """The position of the one flipped bit that explains a syndrome; -1 where there is none such."""
+        position = np.full(1 << len(self.layout.free), -1)
+        position[self._columns] = np.arange(len(self._columns))
+        return position[syndrome]
 
     def _flip(self, words: np.ndarray, rows: np.ndarray, positions: np.ndarray) -> None:
         value, bit = np.divmod(positions, 8 * words.itemsize)
@@ -264,10 +290,9 @@ class ZeroSpaceEcc:
     def _corrected(self, words: np.ndarray) -> np.ndarray:
         """The flipped bit of every codeword with a single one flipped back, and the free bits cleared."""
         words = words.copy()
-        syndrome = self._syndrome(words)
-        rows = np.flatnonzero(self._diagnose(syndrome)[0])
-        position_of_column = np.argsort(self._columns)
-        self._flip(words, rows, position_of_column[syndrome[rows] - len(self._columns)])
+        flipped = self._flipped(self._syndrome(words))
+        rows = np.flatnonzero(flipped >= 0)
+        self._flip(words, rows, flipped[rows])
         bits = 8 * words.itemsize
         for position in self.layout.free:
             words[:, position // bits] &= words.dtype.type(~(1 << position % bits) & (1 << bits) - 1)
@@ -275,7 +300,7 @@ class ZeroSpaceEcc:
 
     def _store_float32(self, weights: np.ndarray) -> tuple[np.ndarray, float]:
         bits = weights.view(np.uint32)
-        if self.code == "none":
+        if self.code != "extended-hamming":
             return bits.copy(), 1.0
         rounded = bits + np.uint32(31) + (bits >> np.uint32(6) & np.uint32(1))  # to nearest, ties to even
         overflow = rounded & np.uint32(0x7F800000) == 0x7F800000
@@ -289,7 +314,7 @@ class ZeroSpaceEcc:
         if _to_bfloat16(largest[None])[0] > 0x7F7F:
             raise ValueError(f"weights: expected magnitudes that bfloat16 holds, got {largest}")
         exponent = 0
-        if self.code != "none":
+        if self.code == "extended-hamming":
             while _to_bfloat16(np.ldexp(largest, -exponent)[None])[0] >> 14:  # the top exponent bit is in use
                 exponent = max(exponent + 1, int(np.frexp(largest)[1]) - 1)
         return _to_bfloat16(np.ldexp(weights, -exponent)), 2.0**exponent
@@ -302,7 +327,7 @@ class ZeroSpaceEcc:
         largest = float(np.abs(weights).max(initial=0))
         full = largest / 127 or 1.0
         codes = np.rint(weights / full).astype(np.int8)
-        if self.code == "none":
+        if self.code != "extended-hamming":
             return codes.view(np.uint8), full
         half = largest / 63 or 1.0
         codes[:, :7] = codes[:, :7].clip(-64, 63)
@@ -314,7 +339,7 @@ class ZeroSpaceEcc:
         return words, scale
 
     def _load_int8(self, words: np.ndarray) -> np.ndarray:
-        if self.code == "none":
+        if self.code != "extended-hamming":
             return words.view(np.int8).astype(np.float32)
         words = words.copy()
         words[:, :7] |= words[:, :7] >> np.uint8(1) & np.uint8(0x40)  # bit 6 repeats the sign

@@ -2,7 +2,8 @@
 
 Every parameter tensor, batch-norm scale and shift included, is stored, corrupted and read back; batch-norm statistics
 are not. The baseline stores the same format unprotected and meets the same flips for the same seed. A technique of this
-kind also says what its baseline is (`unprotected()`) and what it stores (`stored_bits(shape)`).
+kind also says what its baseline is (`unprotected()`), what it stores (`stored_bits(shape)`), and which stores are its
+peers (`others()`).
 
 At low rates most draws of faults spare the network and a few ruin it. A repetition is therefore the mean of several
 draws: five single ones would mostly agree that nothing happens, and an interval over them be as sure as it is wrong.
@@ -39,7 +40,8 @@ class FaultProtocol(Protocol):
 
     def quality(self, case: Case) -> Values:
         values: Values = {}
-        for who, store in (("self", case.subject), ("baseline", case.subject.unprotected())):
+        stores = {"self": case.subject, "baseline": case.subject.unprotected(), **case.subject.others()}
+        for who, store in stores.items():
             bits = sum(store.stored_bits(p.shape) for p in case.workload.trained().parameters())
             values[who] = {
                 **under_faults(case.workload, store, case.setting["rate"], case.seed),

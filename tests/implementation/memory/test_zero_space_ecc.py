@@ -14,6 +14,8 @@ from hypothesis.extra import numpy as hnp
 from kernels.implementation.memory.zero_space_ecc import LAYOUTS, ZeroSpaceEcc
 
 FORMATS = list(LAYOUTS)
+PROTECTED = [ZeroSpaceEcc(format, code) for code in ("extended-hamming", "secded") for format in FORMATS]
+each_protected = pytest.mark.parametrize("ecc", PROTECTED, ids=lambda ecc: f"{ecc.format}, {ecc.code}")
 NORMAL = np.random.default_rng(0).normal(0, 0.3, 200).astype(np.float32)
 finite = hnp.arrays(
     np.float32,
@@ -33,25 +35,22 @@ def flip(protected, row, position):
     protected.words[row, position // width] ^= protected.words.dtype.type(1 << position % width)
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_the_code_is_the_extended_hamming_code(format):
-    ecc = ZeroSpaceEcc(format)
+@each_protected
+def test_the_code_is_the_extended_hamming_code(ecc):
     h = ecc.parity_check().astype(np.int64)
     checks, n = h.shape
-    assert n == 2 ** (checks - 1)
+    assert (n, checks) == ((72, 8) if ecc.code == "secded" else (2 ** (checks - 1), checks))
     assert len({tuple(column) for column in h.T}) == n and h[-1].all()  # distance 4: columns distinct, of odd weight
-    free = h[:, list(LAYOUTS[format].free)]
+    free = h[:, list(ecc.layout.free)]
     assert round(abs(np.linalg.det(free))) % 2 == 1  # the free bits can solve every syndrome
     stored = ecc.protect(NORMAL)
     assert not (h @ bits_of(stored.words).T % 2).any()
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_every_single_flip_is_corrected(format):
-    ecc = ZeroSpaceEcc(format)
+@each_protected
+def test_every_single_flip_is_corrected(ecc):
     n = ecc.parity_check().shape[1]
-    values = LAYOUTS[format].values
-    stored = ecc.protect(np.resize(NORMAL, n * values))  # codeword i gets its bit i flipped
+    stored = ecc.protect(np.resize(NORMAL, n * ecc.weights_in_codeword))  # codeword i gets its bit i flipped
     clean = ecc.recover(stored)
     for position in range(n):
         flip(stored, position, position)
@@ -59,10 +58,9 @@ def test_every_single_flip_is_corrected(format):
     assert ecc.health(stored) == (0, n, 0)
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_every_double_flip_is_detected_and_left(format):
-    ecc = ZeroSpaceEcc(format)
-    n, values = ecc.parity_check().shape[1], LAYOUTS[format].values
+@each_protected
+def test_every_double_flip_is_detected_and_left(ecc):
+    n, values = ecc.parity_check().shape[1], ecc.weights_in_codeword
     pairs = list(itertools.combinations(range(n), 2))
     stored = ecc.protect(np.resize(NORMAL[:values], len(pairs) * values))
     clean = ecc.recover(stored).reshape(len(pairs), values)
@@ -71,12 +69,22 @@ def test_every_double_flip_is_detected_and_left(format):
             flip(stored, row, position)
     assert ecc.health(stored) == (0, 0, len(pairs))
     read = ecc.recover(stored).reshape(len(pairs), values)
-    free, width = set(LAYOUTS[format].free), n // values
+    free, width = set(ecc.layout.free), 64 // values if ecc.code == "secded" else n // values
     for row, pair in enumerate(pairs[:: max(1, len(pairs) // 500)]):
         row *= max(1, len(pairs) // 500)
         hit = {position // width for position in set(pair) - free}
         same = read[row].view(np.uint32) == clean[row].view(np.uint32)
         assert all(same[v] for v in range(values) if v not in hit)
+
+
+def test_bits_beside_the_weights_leave_them_as_they_are_and_take_an_eighth():
+    for format in FORMATS:
+        beside, plain = ZeroSpaceEcc(format, "secded"), ZeroSpaceEcc(format, "none")
+        assert np.array_equal(beside.recover(beside.protect(NORMAL)), plain.recover(plain.protect(NORMAL)))
+        scale = 32 if format == "int8" else 0
+        assert (beside.stored_bits((64,)) - scale) * 8 == (plain.stored_bits((64,)) - scale) * 9
+        assert 8 * beside.protect(NORMAL[:37]).words.nbytes == beside.stored_bits((37,)) - scale
+        assert ZeroSpaceEcc(format).others() == {"secded": beside}
 
 
 def test_three_flips_pass_as_one():
@@ -133,7 +141,7 @@ def test_clean_int8_clips_seven_of_eight_or_halves_the_resolution(w):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("code", ["extended-hamming", "none"])
+@pytest.mark.parametrize("code", ["extended-hamming", "none", "secded"])
 def test_edges(format, code):
     ecc = ZeroSpaceEcc(format, code)
     for w in (np.zeros((0, 3), np.float32), np.float32(0.5), NORMAL.reshape(10, 20).T[::2], [0.25, -0.5]):
