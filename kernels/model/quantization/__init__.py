@@ -1,0 +1,1 @@
+"""Quantization: networks whose weights, and often activations, take few distinct values."""
