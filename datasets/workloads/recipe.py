@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn import functional
 
 from datasets.data import Data, Split
 
-__all__ = ["Loss", "Recipe", "Trace", "accuracy", "cross_entropy", "one_thread"]
+__all__ = ["CrossEntropy", "Loss", "Recipe", "Trace", "accuracy", "one_thread"]
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 Trace = list[dict[str, Any]]
@@ -22,14 +23,33 @@ Trace = list[dict[str, Any]]
 SCHEDULES = ("one-cycle", "cosine", "constant")
 
 
-def cross_entropy(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """The plain loss: cross-entropy of the network's logits and the labels."""
-    return functional.cross_entropy(network(x), y)
+@dataclass(frozen=True)
+class CrossEntropy:
+    """The plain loss: cross-entropy of the network's logits and the labels, the mean over the items.
+
+    Parameters
+    ----------
+    factor : float
+        Multiplies it: in exact arithmetic AdamW would train the same network.
+    smoothing : float
+        The share of a label that is spread evenly over all classes.
+    """
+
+    factor: float = 1.0
+    smoothing: float = 0.0
+
+    def __call__(self, network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return self.factor * functional.cross_entropy(network(x), y, label_smoothing=self.smoothing)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """AdamW on shuffled batches, with a learning rate that follows a schedule.
+    """A loss and an optimizer on shuffled batches, with a learning rate that follows a schedule.
+
+    A technique that trains changes what it must with `dataclasses.replace`, and leaves the rest to the recipe: `loss`
+    sees the network and a batch (a teacher, a penalty, mixed items), `optimizer` what comes of the gradients, and
+    `on_step` of `train` the network between two updates. What weights are computed from is the network's own affair: a
+    constraint (`kernels.model.transform.constrain`) is trained as any network is.
 
     Parameters
     ----------
@@ -45,6 +65,11 @@ class Recipe:
         One-cycle rises linearly over the first fifth of the updates, then falls as a cosine to zero; cosine only falls.
     seed : int
         Of the order of items, and of whatever the network draws while it trains.
+    loss : callable of (network, x, y)
+        Gives the scalar tensor to be minimised.
+    optimizer : callable of (parameters, lr, weight_decay)
+        Gives a `torch.optim.Optimizer`: a class, or what binds its other options. It is called as
+        ``step(closure)``, where the closure computes the loss and the gradients, once or as often as an update needs.
 
     Examples
     --------
@@ -62,6 +87,8 @@ class Recipe:
     weight_decay: float = 0.01
     schedule: str = "one-cycle"
     seed: int = 0
+    loss: Loss = CrossEntropy()
+    optimizer: Callable[..., Any] = torch.optim.AdamW
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -83,8 +110,6 @@ class Recipe:
         network: nn.Module,
         data: Data,
         *,
-        loss: Loss | None = None,
-        epochs: int | None = None,
         seed: int | None = None,
         on_step: Callable[[int, nn.Module], None] | None = None,
     ) -> Trace:
@@ -94,9 +119,7 @@ class Recipe:
         ----------
         network : nn.Module
         data : Data
-        loss : callable of (network, x, y), optional
-            Gives the scalar tensor to be minimised; cross-entropy by default.
-        epochs, seed : int, optional
+        seed : int, optional
             Instead of the recipe's own.
         on_step : callable of (step, network), optional
             Called after each update.
@@ -106,27 +129,28 @@ class Recipe:
         list of dict
             The step, epoch and loss of each update.
         """
-        loss = cross_entropy if loss is None else loss
-        epochs = self.epochs if epochs is None else epochs
-        seed = self.seed if seed is None else seed
         x, y = _tensors(data.train)
-        steps = replace(self, epochs=epochs).steps(data)
-        optimizer = torch.optim.AdamW(
-            [p for p in network.parameters() if p.requires_grad], lr=self.learning_rate, weight_decay=self.weight_decay
-        )
+        steps = self.steps(data)
+        learned = [p for p in network.parameters() if p.requires_grad]
+        optimizer = self.optimizer(learned, lr=self.learning_rate, weight_decay=self.weight_decay)
         trace: Trace = []
+
+        @torch.enable_grad()
+        def closure(items: Tensor) -> Tensor:
+            optimizer.zero_grad()
+            value = self.loss(network, x[items], y[items])
+            value.backward()
+            return value
+
         network.train()
         with one_thread(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            for epoch in range(epochs):
+            torch.manual_seed(self.seed if seed is None else seed)
+            for epoch in range(self.epochs):
                 for items in torch.randperm(len(y)).split(self.batch):
                     step = len(trace)
                     for group in optimizer.param_groups:
                         group["lr"] = self.learning_rate * self._share(step, steps)
-                    optimizer.zero_grad()
-                    value = loss(network, x[items], y[items])
-                    value.backward()
-                    optimizer.step()
+                    value = optimizer.step(partial(closure, items))
                     trace.append({"step": step, "epoch": epoch, "loss": value.item()})
                     if on_step is not None:
                         on_step(step, network)

@@ -96,7 +96,7 @@ def test_label_smoothing_is_the_known_loss(values):
         q = functional.log_softmax(network(x), 1)
         return -(0.9 * q[torch.arange(len(y)), y] + 0.1 * q.mean(1)).mean()
 
-    WORKLOAD.recipe.train(network, WORKLOAD.data(), loss=loss, seed=0)
+    replace(WORKLOAD.recipe, loss=loss).train(network, WORKLOAD.data(), seed=0)
     x = torch.tensor(WORKLOAD.data().test.x)
     right = (network(x).argmax(1).numpy() == WORKLOAD.data().test.y).mean()
     assert values["label-smoothing"]["accuracy"] == pytest.approx(right, abs=0.005)

@@ -37,7 +37,7 @@ import copy
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -46,7 +46,7 @@ from torch.nn import functional
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from kernels.arithmetic.fixed_point.fixed_point import FixedPoint
-from kernels.arithmetic.mixed_precision.low_precision import Precision, train_in
+from kernels.arithmetic.mixed_precision.low_precision import LowPrecisionTraining, Precision
 
 __all__ = [
     "IntegerTraining", "Naive", "RangeBatchNorm", "WageSGD", "affine_round", "shift", "step_of", "wage_round",
@@ -237,6 +237,7 @@ class WageSGD(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        loss = None if closure is None else torch.enable_grad()(closure)()
         part = self.count / max(1, self.steps)
         rate = self.rate / (1 if part < 2 / 3 else 8 if part < 5 / 6 else 64)
         self.count += 1
@@ -249,7 +250,7 @@ class WageSGD(torch.optim.Optimizer):
                 whole = s.abs().floor()
                 drawn = torch.rand(s.shape, generator=self.generator) < s.abs() - whole
                 w.sub_(step * s.sign() * (whole + drawn)).clamp_(-1 + step, 1 - step)
-        return None
+        return loss
 
 
 # --- Banner -----------------------------------------------------------------------------------------------------------
@@ -478,13 +479,9 @@ class IntegerTraining:
         largest = float(max(abs(data.train.x.min()), abs(data.train.x.max())))
         power = 2.0 ** math.ceil(math.log2(largest)) if largest > 0 else 1.0
         integers = self.convert(network, power, seed)
-        if self.scheme == "banner":
-            return train_in(Precision(), integers, data, recipe, seed=seed)
-        steps = recipe.epochs * math.ceil(len(data.train) / recipe.batch)
-        return train_in(
-            Precision(), integers, data, recipe, seed=seed,
-            optimizer=lambda parameters, _: WageSGD(parameters, self.rate, steps, seed),
-        )  # fmt: skip
+        if self.scheme == "wage":
+            recipe = replace(recipe, optimizer=lambda w, **_: WageSGD(w, self.rate, recipe.steps(data), seed))
+        return integers, recipe.train(integers, data, seed=seed)
 
     def without(self) -> Naive:
         """The same widths without the scheme: fixed-point numbers, each to the nearest."""
@@ -519,7 +516,7 @@ class IntegerTraining:
 
 
 @dataclass(frozen=True)
-class Naive:
+class Naive(LowPrecisionTraining):
     """Eight-bit fixed point for weights, activations and gradients, to the nearest, stored weights too: no scheme.
 
     Source: what Wu et al. 2018 and Banner et al. 2018 set out to repair.
@@ -535,12 +532,6 @@ class Naive:
         """Weights and gradients within one, activations within four."""
         small, large = FixedPoint(1, BITS - 1), FixedPoint(3, BITS - 3)
         return Precision(small, large, small, small)
-
-    def train(
-        self, network: nn.Module, data: Any, recipe: Any, teacher: Any = None, *, seed: int | None = None
-    ) -> tuple[nn.Module, Trace]:
-        """Train a copy of `network` by the recipe, its own optimizer included."""
-        return train_in(self.precision, network, data, recipe, seed=seed)
 
     def cost_bits(self) -> dict[str, int]:
         """As `IntegerTraining.cost_bits`, with AdamW's moments in FP32."""

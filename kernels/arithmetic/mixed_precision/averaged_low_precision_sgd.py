@@ -25,10 +25,10 @@ tensor([0.2500, 0.3125])
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -124,6 +124,7 @@ class LowPrecisionSGD(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:  # type: ignore[override]
         """One update."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
         share = self.settled(self.updates)
         self.updates += 1
         for group in self.param_groups:
@@ -140,7 +141,7 @@ class LowPrecisionSGD(torch.optim.Optimizer):
                     v = replace(self.format, seed=drawn).round(v)
                 self.state[w]["v"] = v
                 w.add_(v, alpha=-group["lr"] * share)
-        return None
+        return loss
 
 
 def running_mean(mean: Tensor, new: Tensor, count: int) -> Tensor:
@@ -270,8 +271,7 @@ class AveragedLowPrecisionSGD:
             The network holds the mean, in FP32; each update says how many iterates are ``averaged``.
         """
         seed = recipe.seed if seed is None else seed
-        steps = recipe.epochs * math.ceil(len(data.train) / recipe.batch)
-        first = int(self.start * steps)
+        first = int(self.start * recipe.steps(data))
         means: dict[str, Tensor] = {}
         counts: list[int] = []
 
@@ -285,15 +285,13 @@ class AveragedLowPrecisionSGD:
             else:
                 counts.append(counts[-1] if counts else 0)
 
-        own = replace(recipe, learning_rate=self.rate, schedule="constant" if self.averaged else recipe.schedule)
-        form = None if self.bits == 32 else SharedExponent(self.bits, seed)
-        trained, trace = train_in(
-            self.precision, network, data, own, seed=seed, on_step=look,
-            optimizer=lambda parameters, _: LowPrecisionSGD(
-                parameters, self.rate, format=form,
-                settled=lambda update: self.settled if self.averaged and update >= first else 1.0,
-            ),
+        optimizer = partial(
+            LowPrecisionSGD, format=None if self.bits == 32 else SharedExponent(self.bits, seed),
+            settled=lambda update: self.settled if self.averaged and update >= first else 1.0,
         )  # fmt: skip
+        schedule = "constant" if self.averaged else recipe.schedule
+        own = replace(recipe, learning_rate=self.rate, weight_decay=0.0, schedule=schedule, optimizer=optimizer)
+        trained, trace = train_in(self.precision, network, data, own, seed=seed, on_step=look)
         if means:
             with torch.no_grad():
                 for name, w in trained.named_parameters():

@@ -25,10 +25,9 @@ Examples
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -217,10 +216,7 @@ class AdamW8bit(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             options = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
             for parameter in group["params"]:
@@ -332,7 +328,6 @@ class EightBitOptimizer:
         Parameters
         ----------
         recipe : datasets.Recipe
-            Anything whose ``train(network, data)`` trains in place by `torch.optim.AdamW`.
         network : nn.Module
             Left as it is.
         data : datasets.Data
@@ -344,21 +339,7 @@ class EightBitOptimizer:
             What the recipe reports.
         """
         network = copy.deepcopy(network)
-        with _in_place_of_adamw(self.optimizer):
-            trace = recipe.train(network, data)
-        network.train(False)
-        return network, trace
-
-
-@contextmanager
-def _in_place_of_adamw(optimizer: Callable[..., AdamW8bit]) -> Iterator[None]:
-    """Inside, `torch.optim.AdamW` gives the other optimizer: the paper's change of one line, made from outside."""
-    plain = torch.optim.AdamW
-    torch.optim.AdamW = partial(optimizer)  # type: ignore[assignment, misc]
-    try:
-        yield
-    finally:
-        torch.optim.AdamW = plain  # type: ignore[misc]
+        return network, replace(recipe, optimizer=self.optimizer).train(network, data)
 
 
 def _fp32_zeros(parameter: Tensor) -> dict[str, Any]:

@@ -16,11 +16,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
 
-from torch import nn
-
-from kernels.arithmetic.mixed_precision.low_precision import Trace, precision_of, train_in
+from kernels.arithmetic.mixed_precision.low_precision import LowPrecisionTraining, Precision, precision_of
 
 __all__ = ["DynamicScale", "LossScaling", "StaticScale"]
 
@@ -67,8 +64,10 @@ class DynamicScale:
 
 
 @dataclass(frozen=True)
-class LossScaling:
+class LossScaling(LowPrecisionTraining):
     """Train in a narrow format with a scaled loss; the weights that are kept are FP32.
+
+    The trace holds each update's ``scale`` and whether it was ``skipped``.
 
     Parameters
     ----------
@@ -114,31 +113,16 @@ class LossScaling:
 
     def cost_bits(self) -> dict[str, int]:
         """Bits of an element of each array of training."""
-        return precision_of(self.format).bits()
+        return self.precision.bits()
 
-    def train(
-        self, network: nn.Module, data: Any, recipe: Any, teacher: nn.Module | None = None, *, seed: int | None = None
-    ) -> tuple[nn.Module, Trace]:
-        """Train a copy of `network` by `recipe`; the trace holds each update's ``scale`` and if it was ``skipped``.
+    @property
+    def precision(self) -> Precision:
+        """Formats of the passes."""
+        return precision_of(self.format)
 
-        Parameters
-        ----------
-        network : nn.Module
-            Left as it is.
-        data : datasets.Data
-        recipe : datasets.Recipe
-        teacher : optional
-            Not used.
-        seed : int, optional
-            Instead of the recipe's own.
-
-        Returns
-        -------
-        network, trace
-        """
-        scale = {
-            "dynamic": DynamicScale(self.factor, interval=self.interval),
-            "static": StaticScale(self.factor),
-            "none": None,
-        }[self.scale]
-        return train_in(precision_of(self.format), network, data, recipe, scale=scale, seed=seed)
+    @property
+    def scaler(self) -> DynamicScale | StaticScale | None:
+        """S, as it is before the first update."""
+        if self.scale == "none":
+            return None
+        return StaticScale(self.factor) if self.scale == "static" else DynamicScale(self.factor, interval=self.interval)

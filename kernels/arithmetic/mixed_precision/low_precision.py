@@ -19,17 +19,12 @@ How to use it
 `Precision(weights=, activations=, gradients=, stored=)` says the four formats, each a `NumberFormat` (anything with
 `round(tensor)`) or None. `precision_of(name, master=True)` gives the usual one of "fp32", "bfloat16", "fp16", "fp8".
 
-`train_in(precision, network, data, recipe, ...)` trains a copy by a recipe (duck-typed: `epochs`, `batch`,
-`learning_rate`, `weight_decay`, `schedule`, `seed` are read, and `loss(network, x, y)` where it has one) with the same
-batches, rates and random numbers as the recipe itself, so that without any format it is the plain recipe bit for bit.
-It returns the network, its weights as the products saw them last, and the trace, one entry an update. Its options:
+`train_in(precision, network, data, recipe, ...)` trains a copy by a recipe, so that without any format it is the plain
+recipe bit for bit. It returns the network, its weights as the products saw them last, and the trace, one entry an
+update. The precision may be a function of (step, steps) that gives a `Precision`: bits that change while training runs.
+A `scaler` scales the loss: an object with `factor` and `update(overflow)`, such as `loss_scaling.DynamicScale`.
 
-- `precision` may be a function of (step, steps, trace) that gives a `Precision`: bits that change while training runs;
-- `scale`: an object with `factor` and `update(overflow)`, such as `loss_scaling.DynamicScale`;
-- `optimizer`: a function of (parameters, recipe) that gives a `torch.optim.Optimizer`; AdamW by default;
-- `on_step`: called with (step, network) after each update, e.g. to average weights.
-
-A technique wraps it in ``train(network, data, recipe, teacher=None, *, seed=None) -> network, trace``; one that can be
+A technique is a `LowPrecisionTraining`: it says its `precision`, perhaps its `scaler`, and is trained. One that can be
 switched off offers ``without()``, a technique with the same face: the protocol's contestant of that name. `cost_bits()`
 gives the bits of an element of each array, from which bytes and energy are counted.
 
@@ -39,23 +34,20 @@ Source: P. Micikevicius et al., "Mixed Precision Training", ICLR 2018, section 3
 from __future__ import annotations
 
 import copy
-import math
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from kernels.arithmetic.floating_point.bfloat16 import BFloat16
 from kernels.arithmetic.floating_point.fp8 import FP8
 from kernels.arithmetic.floating_point.fp16 import FP16
 
-__all__ = ["FORMATS", "Precision", "adamw", "precision_of", "rate_share", "rounded", "train_in"]
+__all__ = ["FORMATS", "LowPrecisionTraining", "Precision", "precision_of", "rounded", "train_in"]
 
 FORMATS = ("fp32", "bfloat16", "fp16", "fp8")
 EXACT = (nn.ReLU, nn.MaxPool1d, nn.MaxPool2d, nn.Flatten, nn.Unflatten, nn.Identity)
@@ -188,37 +180,26 @@ def _round(format: Any, x: Tensor) -> Tensor:
     return y if y.dtype == x.dtype else y.to(x.dtype)
 
 
-def adamw(parameters: list[nn.Parameter], recipe: Any) -> torch.optim.Optimizer:
-    """The recipe's optimizer; its two moments are FP32."""
-    return torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+class _Scaled(torch.autograd.Function):
+    """Forward nothing, backward S times the gradient: that of S L where the loss is L."""
 
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return loss.view_as(loss)
 
-def rate_share(schedule: str, step: int, steps: int) -> float:
-    """The share of the peak learning rate at an update, as recipes have it.
-
-    One-cycle rises linearly over the first fifth of the updates, then falls as a cosine to zero; cosine only falls.
-
-    Examples
-    --------
-    >>> [round(rate_share("one-cycle", step, 10), 3) for step in (0, 1, 2, 6)]
-    [0.5, 1.0, 1.0, 0.5]
-    """
-    if schedule == "constant":
-        return 1.0
-    rise = steps // 5 if schedule == "one-cycle" else 0
-    if step < rise:
-        return (step + 1) / rise
-    return (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))) / 2
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return gradients[0] * ctx.factor, None
 
 
 def train_in(
-    precision: Precision | Callable[[int, int, Trace], Precision],
+    precision: Precision | Callable[[int, int], Precision],
     network: nn.Module,
     data: Any,
     recipe: Any,
     *,
-    scale: Any = None,
-    optimizer: Callable[[list[nn.Parameter], Any], torch.optim.Optimizer] = adamw,
+    scaler: Any = None,
     seed: int | None = None,
     on_step: Callable[[int, nn.Module], None] | None = None,
 ) -> tuple[nn.Module, Trace]:
@@ -226,17 +207,16 @@ def train_in(
 
     Parameters
     ----------
-    precision : Precision, or callable of (step, steps, trace)
+    precision : Precision, or callable of (step, steps)
     network : nn.Module
         Left as it is.
     data : datasets.Data
         Its ``train`` split is learned.
     recipe : datasets.Recipe
-        Or anything with its fields; a method ``loss(network, x, y)`` takes the place of cross-entropy.
-    scale : optional
+        With any loss and optimizer.
+    scaler : optional
         Its ``factor`` multiplies the loss; gradients are divided by it. Where one of them is then not finite the update
         is skipped, and ``update(overflow)`` hears of it each time.
-    optimizer : callable of (parameters, recipe)
     seed : int, optional
         Instead of the recipe's own.
     on_step : callable of (step, network), optional
@@ -246,70 +226,103 @@ def train_in(
     -------
     network, trace
         The network in evaluation mode with weights rounded as the products last saw them; of each update the step,
-        epoch and loss, and with a scale its ``scale`` and whether it was ``skipped``.
+        epoch and loss, and with a scaler its ``scale`` and whether it was ``skipped``.
     """
     network = copy.deepcopy(network)
-    at = precision if callable(precision) else lambda step, steps, trace: precision
-    loss = getattr(recipe, "loss", _cross_entropy)
-    seed = recipe.seed if seed is None else seed
-    x, y = torch.tensor(data.train.x), torch.tensor(data.train.y)
-    steps = recipe.epochs * math.ceil(len(y) / recipe.batch)
-    learned = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    update = optimizer(list(learned.values()), recipe)
-    trace: Trace = []
-    network.train()
-    with _one_thread(), torch.random.fork_rng(devices=[]), _Arithmetic(network, seed) as arithmetic:
-        torch.manual_seed(seed)
-        if steps:
-            _store(arithmetic.now(at(0, steps, trace), -1).stored, learned)
-        for epoch in range(recipe.epochs):
-            for items in torch.randperm(len(y)).split(recipe.batch):
-                step = len(trace)
-                formats = arithmetic.now(at(step, steps, trace), step)
-                for group in update.param_groups:
-                    group["lr"] = recipe.learning_rate * rate_share(recipe.schedule, step, steps)
-                update.zero_grad()
-                value = loss(arithmetic, x[items], y[items])
-                entry = {"step": step, "epoch": epoch, "loss": value.item()}
-                overflow = False
-                if scale is None:
-                    value.backward()
-                else:
-                    entry |= {"scale": scale.factor, "skipped": False}
-                    (value * scale.factor).backward()
-                    for p in learned.values():
-                        if p.grad is not None:
-                            p.grad.mul_(1 / scale.factor)
-                            overflow |= not bool(p.grad.isfinite().all())
-                    entry["skipped"] = overflow
-                    scale.update(overflow)
-                if not overflow:
-                    update.step()
-                    _store(formats.stored, learned)
-                trace.append(entry)
-                if on_step is not None:
-                    on_step(step, network)
-        if trace:
-            _store(arithmetic.now(at(steps - 1, steps, trace), steps).weights, learned)
-    network.eval()
-    return network, trace
+    steps = recipe.steps(data)
+    if not steps:
+        return network.eval(), []
+    at = precision if callable(precision) else lambda step, steps: precision
+    learned = [p for p in network.parameters() if p.requires_grad]
+    notes: Trace = []
+
+    def loss(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        value = recipe.loss(arithmetic, x, y)
+        return value if scaler is None else _Scaled.apply(value, scaler.factor)
+
+    def optimizer(parameters: list[nn.Parameter], **options: Any) -> _Update:
+        return _Update(recipe.optimizer(parameters, **options), parameters, arithmetic, scaler, notes)
+
+    with _Arithmetic(network, recipe.seed if seed is None else seed, lambda step: at(step, steps)) as arithmetic:
+        _store(arithmetic.begin(0, -1).stored, learned)
+        trace = replace(recipe, loss=loss, optimizer=optimizer).train(network, data, seed=seed, on_step=on_step)
+        _store(arithmetic.begin(steps - 1, steps).weights, learned)
+    return network, [entry | note for entry, note in zip(trace, notes, strict=True)]
 
 
-def _cross_entropy(network: Any, x: Tensor, y: Tensor) -> Tensor:
-    return functional.cross_entropy(network(x), y)
+class LowPrecisionTraining:
+    """What training in low precision is for a technique: its `precision`, its `scaler`, and one way to train."""
+
+    precision: Any
+    """A `Precision`, or a method of (step, steps) that gives one."""
+    scaler: Any = None
+    """Of the loss, new for each training; None leaves the loss as it is."""
+
+    def train(
+        self, network: nn.Module, data: Any, recipe: Any, teacher: nn.Module | None = None, *, seed: int | None = None
+    ) -> tuple[nn.Module, Trace]:
+        """Train a copy of `network` by `recipe`; what comes back are the weights as the products saw them last.
+
+        Parameters
+        ----------
+        network : nn.Module
+            Left as it is.
+        data : datasets.Data
+        recipe : datasets.Recipe
+        teacher : optional
+            Not used.
+        seed : int, optional
+            Instead of the recipe's own.
+
+        Returns
+        -------
+        network, trace
+            The trace is that of `train_in`.
+        """
+        return train_in(self.precision, network, data, recipe, scaler=self.scaler, seed=seed)
 
 
-def _store(format: Any, parameters: dict[str, nn.Parameter]) -> None:
+def _store(format: Any, parameters: list[nn.Parameter]) -> None:
     if format is not None:
-        for place, p in enumerate(parameters.values()):
+        for place, p in enumerate(parameters):
             p.data.copy_(_round(_drawn(format, place), p))
+
+
+class _Update:
+    """An optimizer after rounded passes: gradients are divided by the scale, and weights rounded as they are kept."""
+
+    def __init__(
+        self, optimizer: Any, parameters: list[nn.Parameter], arithmetic: _Arithmetic, scaler: Any, notes: Trace
+    ) -> None:
+        self.optimizer, self.parameters, self.arithmetic = optimizer, parameters, arithmetic
+        self.scaler, self.notes = scaler, notes
+        self.param_groups, self.zero_grad = optimizer.param_groups, optimizer.zero_grad
+
+    def step(self, closure: Callable[[], Tensor]) -> Tensor:
+        step = len(self.notes)
+        formats = self.arithmetic.begin(step, step)
+        value = closure()
+        note = {} if self.scaler is None else {"scale": self.scaler.factor, "skipped": self._overflow()}
+        self.notes.append(note)
+        if not note.get("skipped"):
+            self.optimizer.step()
+            _store(formats.stored, self.parameters)
+        return value
+
+    def _overflow(self) -> bool:
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        for gradient in gradients:
+            gradient.mul_(1 / self.scaler.factor)
+        overflow = not all(bool(gradient.isfinite().all()) for gradient in gradients)
+        self.scaler.update(overflow)
+        return overflow
 
 
 class _Arithmetic:
     """A network whose passes round; in place of it in a loss, it is called as the network is."""
 
-    def __init__(self, network: nn.Module, seed: int) -> None:
-        self.network, self.seed, self.formats, self.count = network, seed, Precision(), 0
+    def __init__(self, network: nn.Module, seed: int, at: Callable[[int], Precision]) -> None:
+        self.network, self.seed, self.at, self.formats, self.count = network, seed, at, Precision(), 0
         self.handles: list[RemovableHandle] = []
 
     def __enter__(self) -> _Arithmetic:
@@ -322,11 +335,12 @@ class _Arithmetic:
         for handle in self.handles:
             handle.remove()
 
-    def now(self, precision: Precision, step: int) -> Precision:
-        """The formats of this update; those that round at random draw other bits at each."""
+    def begin(self, step: int, place: int) -> Precision:
+        """The formats of an update; those that round at random draw other bits at each place."""
         self.count = 0
         kinds = ("weights", "activations", "gradients", "stored")
-        drawn = {kind: _drawn(getattr(precision, kind), self.seed, step, kind) for kind in kinds}
+        precision = self.at(step)
+        drawn = {kind: _drawn(getattr(precision, kind), self.seed, place, kind) for kind in kinds}
         self.formats = Precision(**drawn)
         return self.formats
 
@@ -353,13 +367,3 @@ def _drawn(format: Any, *place: Any) -> Any:
     if not hasattr(format, "seed") or getattr(format, "rounding", "stochastic") != "stochastic":
         return format
     return replace(format, seed=zlib.crc32(repr((format.seed, *place)).encode()))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -11,18 +11,15 @@ Source: P. Micikevicius et al., "Mixed Precision Training", ICLR 2018, section 3
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
-
-from torch import nn
 
 from kernels.arithmetic.mixed_precision.loss_scaling import DynamicScale
-from kernels.arithmetic.mixed_precision.low_precision import Trace, precision_of, train_in
+from kernels.arithmetic.mixed_precision.low_precision import LowPrecisionTraining, Precision, precision_of
 
 __all__ = ["MasterWeights"]
 
 
 @dataclass(frozen=True)
-class MasterWeights:
+class MasterWeights(LowPrecisionTraining):
     """Train in a narrow format and keep the weights in FP32.
 
     Parameters
@@ -64,27 +61,14 @@ class MasterWeights:
 
     def cost_bits(self) -> dict[str, int]:
         """Bits of an element of each array of training."""
-        return precision_of(self.format, self.master).bits()
+        return self.precision.bits()
 
-    def train(
-        self, network: nn.Module, data: Any, recipe: Any, teacher: nn.Module | None = None, *, seed: int | None = None
-    ) -> tuple[nn.Module, Trace]:
-        """Train a copy of `network` by `recipe`; what comes back are the weights in the format, not the master copy.
+    @property
+    def precision(self) -> Precision:
+        """Formats of the passes, and of the weights that are kept."""
+        return precision_of(self.format, self.master)
 
-        Parameters
-        ----------
-        network : nn.Module
-            Left as it is.
-        data : datasets.Data
-        recipe : datasets.Recipe
-        teacher : optional
-            Not used.
-        seed : int, optional
-            Instead of the recipe's own.
-
-        Returns
-        -------
-        network, trace
-        """
-        scale = DynamicScale(interval=200) if self.format in ("fp16", "fp8") else None
-        return train_in(precision_of(self.format, self.master), network, data, recipe, scale=scale, seed=seed)
+    @property
+    def scaler(self) -> DynamicScale | None:
+        """FP16 and FP8 need one."""
+        return DynamicScale(interval=200) if self.format in ("fp16", "fp8") else None

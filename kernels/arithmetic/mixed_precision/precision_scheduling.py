@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernels.arithmetic.mixed_precision.low_precision import Precision, Trace, train_in
+from kernels.arithmetic.mixed_precision.low_precision import LowPrecisionTraining, Precision, Trace
 
 __all__ = ["PrecisionScheduling", "Uniform"]
 
@@ -72,7 +72,7 @@ class Uniform:
 
 
 @dataclass(frozen=True)
-class PrecisionScheduling:
+class PrecisionScheduling(LowPrecisionTraining):
     """Train with few bits at first, or again and again, and with all of them at the end.
 
     Parameters
@@ -135,36 +135,17 @@ class PrecisionScheduling:
         share = (1 - math.cos(math.pi * (step % period) / period)) / 2
         return _between(self.low, self.high, share), self.high
 
+    def precision(self, step: int, steps: int) -> Precision:
+        """The formats at an update."""
+        forward, backward = self.bits(step, steps)
+        return Precision(Uniform(forward), Uniform(forward), Uniform(backward, "stochastic"))
+
     def train(
         self, network: nn.Module, data: Any, recipe: Any, teacher: nn.Module | None = None, *, seed: int | None = None
     ) -> tuple[nn.Module, Trace]:
-        """Train a copy of `network` by `recipe`; the trace holds each update's ``bits``, forward and backward.
-
-        Parameters
-        ----------
-        network : nn.Module
-            Left as it is.
-        data : datasets.Data
-        recipe : datasets.Recipe
-        teacher : optional
-            Not used.
-        seed : int, optional
-            Instead of the recipe's own.
-
-        Returns
-        -------
-        network, trace
-            The network with weights rounded to the last update's bits.
-        """
-
-        def at(step: int, steps: int, trace: Trace) -> Precision:
-            forward, backward = self.bits(step, steps)
-            return Precision(Uniform(forward), Uniform(forward), Uniform(backward, "stochastic"))
-
-        trained, trace = train_in(at, network, data, recipe, seed=seed)
-        for entry in trace:
-            entry["bits"] = self.bits(entry["step"], len(trace))
-        return trained, trace
+        """As every training in low precision; the trace holds each update's ``bits``, forward and backward."""
+        trained, trace = super().train(network, data, recipe, seed=seed)
+        return trained, [entry | {"bits": self.bits(entry["step"], len(trace))} for entry in trace]
 
 
 def _between(low: int, high: int, share: float) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -124,5 +124,4 @@ class SoftLabelDistillation:
                 targets = teacher(x)
             return soft_label_loss(network(x), targets, y, self.temperature, self.weight)
 
-        trace = recipe.train(student, data, loss=loss, seed=seed)
-        return student, trace
+        return student, replace(recipe, loss=loss).train(student, data, seed=seed)

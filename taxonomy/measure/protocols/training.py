@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from datasets import Recipe, Workload, accuracy
-from datasets.workloads.recipe import cross_entropy
+from datasets.workloads.recipe import CrossEntropy
 from kernels import counting
 from kernels.energy import DRAM_ENERGY, mac_energy
 from kernels.model.transform import bake
 from taxonomy.measure.figures import costs, keeps_codes, one_item, traffic
 from taxonomy.measure.protocol import REPETITIONS, Case, Missing, Protocol, Trial, Values
 
-__all__ = ["ScaledRecipe", "TrainingProtocol", "protocol", "recipe_of"]
+__all__ = ["TrainingProtocol", "protocol", "recipe_of"]
 
 SMOOTHING = 0.1
 BACKWARD = 3
@@ -75,20 +74,6 @@ class TrainingProtocol(Protocol):
         return values
 
 
-@dataclass(frozen=True)
-class ScaledRecipe(Recipe):
-    """A recipe whose loss is multiplied by a factor: in exact arithmetic it would train the same network.
-
-    A loss that is a mean over many more things than an update's items (pixels, boxes, tokens) has such small gradients.
-    """
-
-    factor: float = 1.0
-
-    def loss(self, network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Cross-entropy times the factor."""
-        return self.factor * functional.cross_entropy(network(x), y)
-
-
 def recipe_of(case: Case) -> Recipe:
     """The workload's recipe under the conditions that the setting names.
 
@@ -103,8 +88,7 @@ def recipe_of(case: Case) -> Recipe:
     if conditions or rate != 1:
         recipe = replace(recipe, **{"learning_rate": recipe.learning_rate * rate, **conditions})
     if factor is not None:
-        own = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
-        recipe = ScaledRecipe(**own, factor=factor)
+        recipe = replace(recipe, loss=CrossEntropy(factor))
     return recipe
 
 
@@ -159,13 +143,9 @@ def _plain(workload: Workload, which: str, seed: int, smoothing: float, recipe: 
     """The recipe with nothing added but smoothed labels; remembered, because all variants share it."""
     network, meter = getattr(workload, which)(seed), _Meter()
     meter.watch(network, workload)
-    factor = getattr(recipe, "factor", 1.0)
-
-    def loss(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        value = functional.cross_entropy(network(x), y, label_smoothing=smoothing)
-        return value if factor == 1.0 else factor * value
-
-    trace = recipe.train(network, workload.data(), loss=loss, seed=seed)
+    if smoothing:
+        recipe = replace(recipe, loss=replace(recipe.loss, smoothing=smoothing))  # type: ignore[type-var]
+    trace = recipe.train(network, workload.data(), seed=seed)
     cost = {"steps": len(trace), "training_macs": meter.macs}
     return {**_figures(network, workload), **cost}
 
@@ -203,7 +183,7 @@ def _sizes(workload: Workload, which: str, batch: int) -> _Sizes:
     network.train()(x)
     for hook in hooks:
         hook.remove()
-    peak = counting.training_peak_bytes(network, lambda: cross_entropy(network, x, y).backward())
+    peak = counting.training_peak_bytes(network, lambda: CrossEntropy()(network, x, y).backward())
     parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
     return _Sizes(parameters, sum(into), sum(out), peak, sum(layers.values()))
 

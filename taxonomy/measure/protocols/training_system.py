@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from datasets import Data, Recipe, Workload, accuracy
-from datasets.workloads.recipe import cross_entropy
 from kernels import counting
 from taxonomy.measure.protocol import REPETITIONS, Case, Contest, Missing, Protocol, Trial, Values
 
@@ -83,7 +82,7 @@ class OneBatch(Recipe):
         network.train()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            peak = counting.training_peak_bytes(network, lambda: cross_entropy(network, x, y).backward())
+            peak = counting.training_peak_bytes(network, lambda: self.loss(network, x, y).backward())
         gradient = [parameter.grad for parameter in network.parameters()]
         self.seen.update(network=network, peak=peak, gradient=gradient, x=x, y=y)
         return []
@@ -113,7 +112,7 @@ class OneBatch(Recipe):
 
         def call() -> None:
             network.zero_grad()
-            cross_entropy(network, x, y).backward()
+            self.loss(network, x, y).backward()
             if update is not None:
                 update.step()
 

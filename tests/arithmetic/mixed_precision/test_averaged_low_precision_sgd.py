@@ -6,6 +6,7 @@ import copy
 import math
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from kernels.arithmetic.mixed_precision.averaged_low_precision_sgd import (
     refresh_batch_norm,
     running_mean,
 )
-from kernels.arithmetic.mixed_precision.low_precision import Precision, train_in
+from kernels.arithmetic.mixed_precision.low_precision import Precision
 
 RECIPE = datasets.Recipe(epochs=3, batch=32)
 
@@ -110,7 +111,8 @@ def test_momentum_is_kept_in_few_bits():
 @pytest.mark.parametrize("name", ["digits-mlp", "noisy-digits-cnn"])
 def test_with_rounding_off_it_is_torchs_averaged_model_of_the_same_run(name, start, cycle):
     workload = datasets.workload(name)
-    recipe = replace(RECIPE, learning_rate=0.05, schedule="constant")
+    sgd = partial(torch.optim.SGD, momentum=0.9)
+    recipe = replace(RECIPE, learning_rate=0.05, weight_decay=0.0, schedule="constant", optimizer=sgd)
     technique = AveragedLowPrecisionSGD(32, 32, rate=0.05, settled=1.0, start=start, cycle=cycle)
     own, trace = technique.train(workload.network(), workload.data(), RECIPE, seed=4)
     averaged, steps = None, len(trace)
@@ -121,12 +123,8 @@ def test_with_rounding_off_it_is_torchs_averaged_model_of_the_same_run(name, sta
             averaged = averaged or AveragedModel(network)
             averaged.update_parameters(network)
 
-    def sgd(parameters, recipe):
-        return torch.optim.SGD(parameters, lr=recipe.learning_rate, momentum=0.9)
-
-    plain, other = train_in(
-        Precision(), workload.network(), workload.data(), recipe, optimizer=sgd, seed=4, on_step=look
-    )
+    plain = workload.network()
+    other = recipe.train(plain, workload.data(), seed=4, on_step=look)
     assert [t["loss"] for t in trace] == pytest.approx([t["loss"] for t in other], rel=1e-3)
     assert trace[-1]["averaged"] == int(averaged.n_averaged)
     x = torch.tensor(workload.data().train.x)

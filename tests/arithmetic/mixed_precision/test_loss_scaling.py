@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import torch
@@ -44,24 +42,21 @@ def test_the_scale_is_gradscalers_on_a_scripted_overflow(growth, backoff, interv
     assert own.factor == theirs.get_scale()
 
 
-@dataclass(frozen=True)
-class Scripted(Recipe):
+def scripted(network, x, y):
     """A loss whose scaled gradient overflows in some updates, because something infinite multiplies it."""
-
-    def loss(self, network, x, y):
-        value = functional.cross_entropy(network(x), y)
-        step = len(CALLS)
-        CALLS.append(step)
-        return value + network(x).sum() * torch.tensor(float("inf") if SCRIPT[step] else 0.0)
+    value = functional.cross_entropy(network(x), y)
+    step = len(CALLS)
+    CALLS.append(step)
+    return value + network(x).sum() * torch.tensor(float("inf") if SCRIPT[step] else 0.0)
 
 
 CALLS: list[int] = []
 
 
 def test_a_training_with_skipped_updates_is_pytorchs_bit_for_bit():
-    recipe = Scripted(epochs=2, batch=8, learning_rate=0.05, schedule="constant")
+    recipe = Recipe(epochs=2, batch=8, learning_rate=0.05, schedule="constant", loss=scripted)
     CALLS.clear()
-    own, trace = train_in(Precision(), line(), DATA, recipe, scale=DynamicScale(2.0**6, interval=3), seed=1)
+    own, trace = train_in(Precision(), line(), DATA, recipe, scaler=DynamicScale(2.0**6, interval=3), seed=1)
 
     theirs = line()
     optimizer = torch.optim.AdamW(theirs.parameters(), lr=0.05, weight_decay=recipe.weight_decay)
@@ -75,7 +70,7 @@ def test_a_training_with_skipped_updates_is_pytorchs_bit_for_bit():
             for items in torch.randperm(64).split(8):
                 optimizer.zero_grad()
                 scales.append(scaler.get_scale())
-                scaler.scale(recipe.loss(theirs, x[items], y[items])).backward()
+                scaler.scale(scripted(theirs, x[items], y[items])).backward()
                 scaler.step(optimizer)
                 scaler.update()
     assert [entry["scale"] for entry in trace] == scales
@@ -93,19 +88,18 @@ def test_a_power_of_two_changes_no_bit_where_nothing_vanishes():
 def test_small_gradients_vanish_in_fp16_without_it_and_not_with():
     """A gradient of 2^-30 is zero in FP16, whose smallest number is 2^-24."""
 
-    @dataclass(frozen=True)
-    class Small(Recipe):
-        def loss(self, network, x, y):
-            return network(x).sum() * 2.0**-30
+    def small(network, x, y):
+        return network(x).sum() * 2.0**-30
 
-    def gradient(scale):
+    def gradient(scaler):
         seen = {}
 
-        def keep(parameters, recipe):
+        def keep(parameters, **_):
             seen["weight"] = parameters[0]
             return torch.optim.SGD(parameters, lr=0.0)
 
-        train_in(precision_fp16(), line(), DATA, Small(epochs=1, batch=64), scale=scale, optimizer=keep)
+        recipe = Recipe(epochs=1, batch=64, learning_rate=0.0, loss=small, optimizer=keep)
+        train_in(precision_fp16(), line(), DATA, recipe, scaler=scaler)
         return seen["weight"].grad
 
     assert not gradient(None).any()

@@ -20,9 +20,7 @@ from kernels.arithmetic.floating_point.bfloat16 import BFloat16
 from kernels.arithmetic.mixed_precision.low_precision import (
     FORMATS,
     Precision,
-    adamw,
     precision_of,
-    rate_share,
     rounded,
     train_in,
 )
@@ -60,15 +58,6 @@ def test_without_formats_it_is_the_plain_recipe_bit_for_bit(schedule):
     assert same(start, before), "the network given is left as it is"
 
 
-def test_the_schedule_is_the_recipes():
-    for schedule in ("one-cycle", "cosine", "constant"):
-        for steps in (1, 4, 5, 37):
-            recipe = Recipe(schedule=schedule)
-            assert [rate_share(schedule, s, steps) for s in range(steps)] == [
-                recipe._share(s, steps) for s in range(steps)
-            ]
-
-
 def test_no_epochs_train_nothing():
     own, trace = train_in(precision_of("fp8", master=False), small(), DATA, Recipe(epochs=0))
     assert trace == [] and same(own, small())
@@ -102,19 +91,17 @@ def test_passes_are_those_of_torchs_own_type(name, dtype):
 
     seen = {}
 
-    @dataclass(frozen=True)
-    class OneBatch(Recipe):
-        def loss(self, network, x, y):
-            out = network(x)
-            seen["output"] = out.detach().clone()
-            return (out * cotangent).sum()
+    def loss(network, x, y):
+        out = network(x)
+        seen["output"] = out.detach().clone()
+        return (out * cotangent).sum()
 
-    def keep(parameters, recipe):
+    def keep(parameters, **_):
         seen["parameters"] = parameters
         return torch.optim.SGD(parameters, lr=0.0)
 
     split = Split(x.numpy(), np.zeros(12, np.int64))
-    recipe = OneBatch(epochs=1, batch=12)
+    recipe = Recipe(epochs=1, batch=12, learning_rate=0.0, loss=loss, optimizer=keep)
     order = {}
 
     def unshuffled(n):
@@ -123,7 +110,7 @@ def test_passes_are_those_of_torchs_own_type(name, dtype):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "randperm", unshuffled)
-        train_in(precision_of(name), network, Data("one", split, split, split, 2), recipe, optimizer=keep)
+        train_in(precision_of(name), network, Data("one", split, split, split, 2), recipe)
     assert order == {"n": 12}
     assert torch.equal(seen["output"], output.detach().float())
     (network(x) * cotangent).sum().backward()
@@ -193,10 +180,8 @@ def test_one_update_is_the_one_worked_by_hand(master):
         expected = [to_bfloat16(v) for v in expected]
         assert expected[1] == stored[1], "an update below half a step is lost"
 
-    @dataclass(frozen=True)
-    class Weighted(Recipe):
-        def loss(self, network, x, y):
-            return (network(x)[:, 0] * torch.tensor([float(c) for c in cs])[y]).sum()
+    def weighted(network, x, y):
+        return (network(x)[:, 0] * torch.tensor([float(c) for c in cs])[y]).sum()
 
     class Scale:
         factor = scale
@@ -208,10 +193,9 @@ def test_one_update_is_the_one_worked_by_hand(master):
     network.weight.data = torch.tensor([[float(v) for v in w]])
     split = Split(np.float32([[float(v) for v in x] for x in xs]), np.arange(2))
     kept = {}
+    recipe = Recipe(1, 2, float(rate), 0.0, "constant", loss=weighted, optimizer=torch.optim.SGD)
     _, trace = train_in(
-        precision_of("bfloat16", master), network, Data("hand", split, split, split, 2),
-        Weighted(epochs=1, batch=2, learning_rate=float(rate), schedule="constant"), scale=Scale(),
-        optimizer=lambda p, r: torch.optim.SGD(p, lr=r.learning_rate),
+        precision_of("bfloat16", master), network, Data("hand", split, split, split, 2), recipe, scaler=Scale(),
         on_step=lambda step, network: kept.update(w=network.weight.detach().clone()),
     )  # fmt: skip
     loss = sum(c * y for c, y in zip(cs, outputs, strict=True))
@@ -304,8 +288,7 @@ def test_random_roundings_differ_from_place_to_place_and_repeat_with_the_seed():
 def test_formats_may_change_while_training_runs():
     seen = []
 
-    def at(step, steps, trace):
-        assert len(trace) in (step, steps)
+    def at(step, steps):
         seen.append((step, steps))
         return precision_of("bfloat16" if step >= 2 else "fp32")
 
@@ -315,21 +298,14 @@ def test_formats_may_change_while_training_runs():
     assert torch.equal(own[6].weight, BFloat16().round(own[6].weight))
 
 
-def test_the_optimizer_is_the_recipes_unless_another_is_given():
-    recipe = Recipe(learning_rate=0.3, weight_decay=0.2)
-    made = adamw([nn.Parameter(torch.zeros(1))], recipe)
-    assert type(made) is torch.optim.AdamW and made.defaults["lr"] == 0.3 and made.defaults["weight_decay"] == 0.2
+def test_a_recipe_with_loss_and_optimizer_of_its_own_is_heard():
+    def halved(network, x, y):
+        return functional.cross_entropy(network(x), y) / 2
 
-
-def test_a_recipe_with_a_loss_of_its_own_is_heard():
-    @dataclass(frozen=True)
-    class Halved(Recipe):
-        def loss(self, network, x, y):
-            return functional.cross_entropy(network(x), y) / 2
-
-    _, own = train_in(Precision(), small(), DATA, Halved(epochs=1))
-    _, plain = train_in(Precision(), small(), DATA, Recipe(epochs=1))
-    assert own[0]["loss"] == plain[0]["loss"] / 2
+    recipe, expected = Recipe(epochs=2, loss=halved, optimizer=torch.optim.SGD), small()
+    plain = recipe.train(expected, DATA)
+    own, trace = train_in(Precision(), small(), DATA, recipe)
+    assert same(own, expected) and trace == plain and not same(own, train_in(Precision(), small(), DATA, Recipe(2))[0])
 
 
 def test_formats_by_name():
