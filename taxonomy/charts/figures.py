@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from taxonomy.charts.look import (
+    MOST_TICKS,
     PALETTE,
-    ROW,
     SHAPES,
+    SHORT,
     WIDTH,
     Row,
     axis,
     data,
+    decades,
     finish,
     lines,
     listed,
+    log_scale,
+    natural,
+    reach,
     rule_at,
+    step,
     times_axis,
     times_scale,
+    words,
 )  # fmt: skip
 from taxonomy.quantity import interval
 
@@ -30,10 +36,12 @@ if TYPE_CHECKING:
 
 __all__ = ["beside_peers", "curve", "ratio_strip", "trade_off"]
 
-FIELDS = ("contestant", "label", "workload", "value", "low", "high", "text", "hollow", "x")
+FIELDS = ("who", "contestant", "label", "workload", "value", "low", "high", "text", "hollow", "x")
 
 
-def beside_peers(frame: pd.DataFrame, metric: str) -> alt.TopLevelMixin:
+def beside_peers(
+    frame: pd.DataFrame, metric: str, *, title: str = "", names: Mapping[str, str] | None = None
+) -> alt.TopLevelMixin:
     """One line a variant and setting, one mark a contestant, with its interval.
 
     Parameters
@@ -42,6 +50,10 @@ def beside_peers(frame: pd.DataFrame, metric: str) -> alt.TopLevelMixin:
         Rows of `tx.measurements`.
     metric : str
         The id of the metric to be drawn.
+    title : str
+        The finding, a sentence.
+    names : mapping of str to str, optional
+        What to call who was measured, such as `{"baseline": "untouched", "self": "pruned"}`.
 
     Raises
     ------
@@ -50,26 +62,29 @@ def beside_peers(frame: pd.DataFrame, metric: str) -> alt.TopLevelMixin:
     """
     import altair as alt
 
-    rows = _rows(frame, metric)
+    rows = _rows(frame, metric, names)
     _label(rows)
-    unit = rows[0]["unit"]
-    wide = _wide([row["value"] for row in rows], unit)
-    if wide:
-        _from_the_edge(rows)
-    scale = alt.Scale(type="log") if wide else alt.Scale(zero=unit not in ("fraction", "dB"))
-    x = alt.X("value:Q", scale=scale, axis=axis(metric, unit))
-    chart = alt.layer(*_marks(rows, x, scale), data=data(rows, FIELDS)).properties(width=WIDTH, height=alt.Step(ROW))
-    text = f"{metric.replace('_', ' ')} of {listed(row['contestant'] for row in rows)}, by variant and setting"
-    return finish(_by_workload(chart, rows, "x", "y"), text, _table(rows, metric))
+    scale, ticks = _scale(rows)
+    x = alt.X("value:Q", scale=scale, axis=axis(metric, rows[0]["unit"], ticks))
+    chart = alt.layer(*_marks(rows, x, scale), data=data(rows, FIELDS)).properties(width=WIDTH, height=_height(rows))
+    text = f"{words(metric)} of {listed(row['contestant'] for row in rows)}, by variant and setting"
+    independent = ("y",) if ticks else ("x", "y")
+    return finish(_by_workload(chart, rows, *independent), text, _table(rows, metric), title=title)
 
 
-def ratio_strip(frame: pd.DataFrame, metric: str = "speedup") -> alt.TopLevelMixin:
+def ratio_strip(
+    frame: pd.DataFrame, metric: str = "speedup", *, title: str = "", names: Mapping[str, str] | None = None
+) -> alt.TopLevelMixin:
     """How many times faster than each contestant, on a logarithmic axis; left of the rule at one it is slower.
 
     Parameters
     ----------
     frame : pandas.DataFrame
         Rows of `tx.measurements`; those whose metric is a paired ratio are drawn.
+    title : str
+        The finding, a sentence.
+    names : mapping of str to str, optional
+        What to call who was measured, such as `{"baseline": "untouched", "self": "pruned"}`.
 
     Raises
     ------
@@ -78,17 +93,20 @@ def ratio_strip(frame: pd.DataFrame, metric: str = "speedup") -> alt.TopLevelMix
     """
     import altair as alt
 
-    rows = _rows(frame, metric)
+    rows = _rows(frame, metric, names)
     _label(rows)
-    scale = times_scale(rows)
-    x = alt.X("value:Q", scale=scale, axis=times_axis("times faster than", rows))
-    layers = [rule_at(alt.Chart(), x=alt.datum(1)), *_marks(rows, x, scale)]
-    chart = alt.layer(*layers, data=data(rows, FIELDS)).properties(width=WIDTH, height=alt.Step(ROW))
-    text = f"Times faster than {listed(row['contestant'] for row in rows)}, by variant and setting"
-    return finish(_by_workload(chart, rows, "y"), text, _table(rows, metric))
+    scale, others = times_scale(rows), list(dict.fromkeys(row["contestant"] for row in rows))
+    than = others[0] if len(others) == 1 else ""
+    x = alt.X("value:Q", scale=scale, axis=times_axis(f"speed, {than} = 1" if than else "times as fast as", rows))
+    layers = [rule_at(alt.Chart(), x=alt.datum(1)), *_marks(rows, x, scale, legend=not than)]
+    chart = alt.layer(*layers, data=data(rows, FIELDS)).properties(width=WIDTH, height=_height(rows))
+    text = f"Times as fast as {listed(others)}, by variant and setting"
+    return finish(_by_workload(chart, rows, "y"), text, _table(rows, metric), title=title)
 
 
-def curve(frame: pd.DataFrame, along: str, metric: str) -> alt.TopLevelMixin:
+def curve(
+    frame: pd.DataFrame, along: str, metric: str, *, title: str = "", names: Mapping[str, str] | None = None
+) -> alt.TopLevelMixin:
     """A metric along a numeric parameter or condition, such as density or bits; one line a contestant.
 
     Parameters
@@ -97,6 +115,10 @@ def curve(frame: pd.DataFrame, along: str, metric: str) -> alt.TopLevelMixin:
         A name among the rows' parameters or conditions; rows without a number for it are left out.
     metric : str
         The id of the metric to be drawn.
+    title : str
+        The finding, a sentence.
+    names : mapping of str to str, optional
+        What to call who was measured, such as `{"baseline": "untouched", "self": "pruned"}`.
 
     Raises
     ------
@@ -105,41 +127,48 @@ def curve(frame: pd.DataFrame, along: str, metric: str) -> alt.TopLevelMixin:
     """
     import altair as alt
 
-    rows = _rows(frame, metric)
+    rows = _rows(frame, metric, names)
     known = [row for row in rows if isinstance(row["stands"].get(along), (int, float))]
     if not known:
-        names = ", ".join(sorted({name for row in rows for name in row["stands"]})) or "no condition"
-        raise ValueError(f"no row has a number for {along!r}; they have {names}")
+        held = ", ".join(sorted({name for row in rows for name in row["stands"]})) or "no condition"
+        raise ValueError(f"no row has a number for {along!r}; they have {held}")
     _label(known, without=(along,))
+    alone = len({row["technique"] for row in known}) == 1
     several = len({row["label"] for row in known}) > 1
     for row in known:
         row["x"] = row["stands"][along]
-        row["contestant"] += f", {row['label']}" if several else ""
+        if several:
+            named = row["who"] != "self" or not alone or bool(names and "self" in names)
+            row["contestant"] = f"{row['contestant']}, {row['label']}" if named else row["label"]
     unit, xs = known[0]["unit"], sorted({row["x"] for row in known if row["x"] != 0})
     if log := len(xs) > 2 and xs[0] > 0 and xs[-1] / xs[0] >= 10:
         known = [row for row in known if row["x"] > 0]  # zero has no place there; the table has it
-    wide = _wide([row["value"] for row in known], unit)
-    if wide:
-        _from_the_edge(known)
-    scale = alt.Scale(type="log") if wide else alt.Scale(zero=unit not in ("fraction", "dB"))
+    else:
+        xs = sorted({row["x"] for row in known})
+    marked: Any = {"values": xs} if len(xs) <= MOST_TICKS else {"values": decades(xs)} if log else {"tickCount": 5}
+    scale, ticks = _scale(known)
     colour, shape = _contestants(known)
     x = alt.X(
-        "x:Q", title=along.replace("_", " "), scale=alt.Scale(type="log" if log else "linear", zero=False),
-        axis=alt.Axis(tickCount=5, format=".4~g", labelOverlap=True),
+        "x:Q", title=along.replace("_", " "), axis=alt.Axis(format=".4~g", labelOverlap=True, **marked),
+        scale=log_scale(xs) if log else alt.Scale(zero=False, nice=False, padding=8),
     )  # fmt: skip
-    y = alt.Y("value:Q", scale=scale, axis=axis(metric, unit))
+    y = alt.Y("value:Q", scale=scale, axis=axis(metric, unit, ticks))
     base = alt.Chart().encode(x=x)
     band = base.mark_area(opacity=0.18).encode(y=alt.Y("low:Q", scale=scale), y2="high:Q", color=colour)
-    line = base.mark_line(strokeWidth=2).encode(y=y, color=colour)
+    dash = alt.condition("datum.who == 'self'", alt.value([1, 0]), alt.value([5, 3]))
+    line = base.mark_line(strokeWidth=2).encode(y=y, color=colour, strokeDash=dash, detail="contestant:N")
     marks = base.mark_point(filled=True, size=60, opacity=1).encode(
         y=y, tooltip=_tips("contestant", "x", "text"), **_filled(known, colour, shape)
     )
-    chart = alt.layer(band, line, marks, data=data(known, FIELDS)).properties(width=WIDTH, height=240)
-    text = f"{metric.replace('_', ' ')} along {along.replace('_', ' ')} for {listed(r['contestant'] for r in known)}"
-    return finish(_by_workload(chart, known, "y"), text, _table(rows, metric))
+    height = 240 if len({row["workload"] for row in known}) == 1 else 150
+    chart = alt.layer(band, line, marks, data=data(known, FIELDS)).properties(width=WIDTH, height=height)
+    text = f"{words(metric)} along {along.replace('_', ' ')} for {listed(r['contestant'] for r in known)}"
+    return finish(_by_workload(chart, known, "y"), text, _table(rows, metric), title=title)
 
 
-def trade_off(frame: pd.DataFrame, x: str, y: str) -> alt.TopLevelMixin:
+def trade_off(
+    frame: pd.DataFrame, x: str, y: str, *, title: str = "", names: Mapping[str, str] | None = None
+) -> alt.TopLevelMixin:
     """Worth against cost: each variant a point with the interval of its worth, the baseline's worth a rule.
 
     Parameters
@@ -147,6 +176,10 @@ def trade_off(frame: pd.DataFrame, x: str, y: str) -> alt.TopLevelMixin:
     x, y : str
         Ids of the metrics on the axes. The two figures of a variant are paired by workload and setting, or by
         variant alone where the cost does not depend on them.
+    title : str
+        The finding, a sentence.
+    names : mapping of str to str, optional
+        What to call who was measured, such as `{"baseline": "untouched", "self": "pruned"}`.
 
     Raises
     ------
@@ -155,16 +188,19 @@ def trade_off(frame: pd.DataFrame, x: str, y: str) -> alt.TopLevelMixin:
     """
     import altair as alt
 
-    costs, rows = _rows(frame, x), _rows(frame, y)
+    costs, rows = _rows(frame, x, names), _rows(frame, y, names)
     _label(rows)
     paired = _paired(costs, rows)
     if not paired:
         raise ValueError(f"no variant has both {x!r} and {y!r}")
-    wide = _wide([row["x"] for row in paired], costs[0]["unit"])
+    spans, unit = [row["x"] for row in paired], costs[0]["unit"]
+    ticks = decades(spans) if _wide(spans, unit) else None
     colour, shape = _contestants(paired)
-    scale = alt.Scale(zero=False)
+    scale = alt.Scale(zero=False, nice=False, padding=10)
     base = alt.Chart().encode(
-        x=alt.X("x:Q", axis=axis(x, costs[0]["unit"]), scale=alt.Scale(type="log" if wide else "linear", zero=False))
+        x=alt.X(
+            "x:Q", axis=axis(x, unit, ticks), scale=log_scale(spans) if ticks else alt.Scale(zero=False, padding=10)
+        )
     )
     spread = base.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q", scale=scale), y2="high:Q", color=colour)
     marks = base.mark_point(filled=True, size=80, opacity=1).encode(
@@ -173,17 +209,18 @@ def trade_off(frame: pd.DataFrame, x: str, y: str) -> alt.TopLevelMixin:
     )  # fmt: skip
     layers = [spread, marks]
     if any(row["who"] == "baseline" for row in paired):
-        level = alt.Chart().transform_filter("indexof(datum.contestant, 'baseline') == 0")
+        level = alt.Chart().transform_filter("datum.who == 'baseline'")
         layers.append(rule_at(level, y="mean(value):Q"))
-    chart = alt.layer(*layers, data=data(paired, FIELDS)).properties(width=WIDTH, height=260)
-    text = f"{y.replace('_', ' ')} against {x.replace('_', ' ')} for {listed(row['contestant'] for row in paired)}"
-    return finish(_by_workload(chart, paired, "y"), text, _table(paired, y))
+    height = 260 if len({row["workload"] for row in paired}) == 1 else 180
+    chart = alt.layer(*layers, data=data(paired, FIELDS)).properties(width=WIDTH, height=height)
+    text = f"{words(y)} against {words(x)} for {listed(row['contestant'] for row in paired)}"
+    return finish(_by_workload(chart, paired, "y"), text, _table(paired, y), title=title)
 
 
 # --- from tidy rows to what is drawn --------------------------------------------------------------------------------
 
 
-def _rows(frame: pd.DataFrame, metric: str) -> list[Row]:
+def _rows(frame: pd.DataFrame, metric: str, names: Mapping[str, str] | None = None) -> list[Row]:
     """The frame's rows of one metric that have a value, each with a name for its contestant and its text."""
     every = frame.to_dict("records")
     rows = [row for row in every if row["metric"] == metric and math.isfinite(row["value"])]
@@ -193,10 +230,13 @@ def _rows(frame: pd.DataFrame, metric: str) -> list[Row]:
     several = len({row["technique"] for row in rows}) > 1
     for row in rows:
         own, other = row["who"] == "self", f" of {row['technique']}" if several else ""
-        row["contestant"] = row["technique"] if own else f"{row['who']}{other}"
+        called = (names or {}).get(row["who"])
+        row["contestant"] = called + other if called else row["technique"] if own else f"{row['who']}{other}"
         row["text"] = interval(row["value"], row["low"], row["high"], row["unit"])
         row["stands"] = {**row["parameters"], **row["conditions"]}
         row["hollow"] = row["store"] == "here"
+        if row["unit"] == "fraction":  # an interval may say more than all; what is drawn does not
+            row["low"], row["high"] = max(row["low"], 0.0), min(row["high"], 1.0)
     return rows
 
 
@@ -206,33 +246,37 @@ def _label(rows: Sequence[Row], without: Iterable[str] = ()) -> None:
     varying = [n for n in names if n not in without and len({str(row["stands"].get(n)) for row in rows}) > 1]
     for row in rows:
         parts = [(name, row["stands"][name]) for name in varying if name in row["stands"]]
-        words = [value for _, value in parts if isinstance(value, str)]
-        sizes: dict[tuple[type, str], list[str]] = {}  # names of equal numbers are said together: k=m=n 512
+        said = [value for _, value in parts if isinstance(value, str)]
+        sizes: dict[tuple[str, str], list[str]] = {}  # extents that are equal are said together: k=m=n 512
         for name, value in parts:
             if not isinstance(value, str):
-                sizes.setdefault((type(value), _plain(value)), []).append(name)
-        words += [f"{'='.join(names)} {size}" for (_, size), names in sizes.items()]
-        row["label"] = ", ".join(words) or "all"
+                sizes.setdefault(("" if len(name) == 1 else name, _plain(value)), []).append(name)
+        said += [f"{'='.join(names)} {size}".replace("_", " ") for (_, size), names in sizes.items()]
+        row["label"] = ", ".join(said) or "all"
 
 
 def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _natural(label: str) -> list[Any]:
-    """Sort numbers within words by their size.
-
-    Examples
-    --------
-    >>> sorted(["n 1024", "n 64", "density 0.1", "density 0.05"], key=_natural)
-    ['density 0.05', 'density 0.1', 'n 64', 'n 1024']
-    """
-    return [float(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+\.?\d*(?:e[+-]?\d+)?)", label))]
-
-
 def _wide(values: Sequence[float], unit: str) -> bool:
     """Whether the values want a logarithmic axis."""
     return unit != "fraction" and min(values) > 0 and max(values) / min(values) > 30
+
+
+def _scale(rows: Sequence[Row]) -> tuple[Any, list[float] | None]:
+    """The scale of the values, and its ticks where it is logarithmic."""
+    import altair as alt
+
+    unit = rows[0]["unit"]
+    if _wide([row["value"] for row in rows], unit):
+        _from_the_edge(rows)
+        return log_scale(reach(rows)), decades(reach(rows))
+    return alt.Scale(zero=unit not in ("fraction", "dB")), None
+
+
+def _height(rows: Sequence[Row]) -> Any:
+    return step(list(dict.fromkeys(row["label"] for row in rows)))
 
 
 def _from_the_edge(rows: Sequence[Row]) -> None:
@@ -274,12 +318,12 @@ def _table(rows: Sequence[Row], metric: str) -> dict[str, Any]:
 # --- marks ----------------------------------------------------------------------------------------------------------
 
 
-def _marks(rows: Sequence[Row], x: Any, scale: Any) -> list[Any]:
+def _marks(rows: Sequence[Row], x: Any, scale: Any, legend: bool = True) -> list[Any]:
     """Intervals and marks on one named line each."""
     import altair as alt
 
-    colour, shape = _contestants(rows)
-    order = sorted({row["label"] for row in rows}, key=_natural)
+    colour, shape = _contestants(rows, legend)
+    order = sorted({row["label"] for row in rows}, key=natural)
     base = alt.Chart().encode(y=lines(order))
     spread = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", scale=scale), x2="high:Q", color=colour)
     marks = base.mark_point(filled=True, size=80, opacity=1).encode(
@@ -288,21 +332,22 @@ def _marks(rows: Sequence[Row], x: Any, scale: Any) -> list[Any]:
     return [spread, marks]
 
 
-def _contestants(rows: Sequence[Row]) -> tuple[Any, Any]:
+def _contestants(rows: Sequence[Row], legend: bool = True) -> tuple[Any, Any]:
     """Colour and shape by who: the technique first, then its peers; what it is measured against in grey."""
     import altair as alt
 
     names = list(dict.fromkeys(row["contestant"] for row in sorted(rows, key=lambda row: row["who"] != "self")))
-    grey = {row["contestant"] for row in rows if row["who"] in ("baseline", "random", "fine-tuned")}
+    grey = {row["contestant"] for row in rows if row["who"] in ("baseline", "random", "fine-tuned")} if legend else set()
     bright = [colour for name, colour in PALETTE.items() if name != "grey"]
     coloured = [name for name in names if name not in grey]
     colours = [PALETTE["grey"] if n in grey else bright[coloured.index(n) % len(bright)] for n in names]
     shapes = [SHAPES[i % len(SHAPES)] for i in range(len(names))]
-    columns = 1 if max(map(len, names)) > 20 else 2  # what a phone is wide
-    legend = alt.Legend(title=None, columns=columns) if len(names) > 1 or rows[0]["who"] != "self" else None
+    columns = 2 if max(map(len, names)) <= SHORT else 1  # what a phone is wide
+    shown = legend and (len(names) > 1 or rows[0]["who"] != "self")
+    key = alt.Legend(title=None, columns=columns) if shown else None
     return (
-        alt.Color("contestant:N", sort=names, scale=alt.Scale(domain=names, range=colours), legend=legend),
-        alt.Shape("contestant:N", sort=names, scale=alt.Scale(domain=names, range=shapes), legend=legend),
+        alt.Color("contestant:N", sort=names, scale=alt.Scale(domain=names, range=colours), legend=key),
+        alt.Shape("contestant:N", sort=names, scale=alt.Scale(domain=names, range=shapes), legend=key),
     )
 
 

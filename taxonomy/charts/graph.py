@@ -116,7 +116,7 @@ def _paths(edges: Sequence[Any], place: Place) -> tuple[list[Row], list[Row]]:
                 "x": path[14][0],
                 "y": path[14][1],
                 "towards": towards,
-                "size": round(90 + 12 * about["width"] ** 2),
+                "size": round(60 + 6 * about["width"] ** 2),
             }
         )
     return lines, arrows

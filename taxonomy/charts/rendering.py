@@ -37,8 +37,9 @@ def figure(spec: Mapping[str, Any]) -> str:
     Parameters
     ----------
     spec : mapping
-        Vega-Lite. `description` is its text for those who do not see it; `usermeta.table` (`columns`, `rows`) its data;
-        `usermeta.least` the width in pixels below which it scrolls instead of shrinking.
+        Vega-Lite. `description` is its text for those who do not see it; `usermeta.title` the sentence that it shows;
+        `usermeta.table` (`columns`, `rows`) its data; `usermeta.least` the width in pixels below which it scrolls
+        instead of shrinking.
     """
     import vl_convert
 
@@ -47,12 +48,13 @@ def figure(spec: Mapping[str, Any]) -> str:
     svg = vl_convert.vegalite_to_svg(text, vl_version="6.4").replace(OUTSIDE, "")
     alt = html.escape(str(spec.get("description", "chart")), quote=True)
     about = spec.get("usermeta", {})
-    data, least = about.get("table"), about.get("least")
+    data, least, title = about.get("table"), about.get("least"), about.get("title")
     live = {key: value for key, value in spec.items() if key != "usermeta"}
     embedded = json.dumps(live, sort_keys=True, separators=(",", ":")).replace("</", "<\\/")
     narrowest = f' data-least="{least}"' if least else ""
     parts = [
         f'<figure class="chart" id="{name}"{narrowest}>',
+        f"<figcaption>{html.escape(title)}</figcaption>" if title else "",
         f'<div class="chart-view" role="group" aria-label="{alt}" tabindex="0">{_quiet(svg)}</div>',
         f'<script type="application/json" class="chart-spec">{embedded}</script>',
         f"<details><summary>The figures as a table</summary>{table(**data)}</details>" if data else "",

@@ -7,16 +7,23 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from taxonomy.charts.look import (
+    MOST_TICKS,
     PALETTE,
-    ROW,
+    SHAPES,
+    SHORT,
     WIDTH,
     Row,
     data,
+    decades,
     finish,
     lines,
+    log_scale,
+    natural,
     rule_at,
+    step,
     times_axis,
     times_scale,
+    words,
 )  # fmt: skip
 from taxonomy.quantity import interval
 
@@ -75,15 +82,17 @@ def findings_table(edges: Sequence[Influence]) -> str:
     return table(columns, rows)
 
 
-def trace(finding: Finding, along: str = "strength") -> alt.TopLevelMixin:
-    """An influence along its strength: above the band it helps, below it harms; where it crosses is the crossover.
+def trace(findings: Finding | Sequence[Finding], along: str = "strength", *, title: str = "") -> alt.TopLevelMixin:
+    """Influences along their strength: above the band they help, below it they harm; one crosses at its crossover.
 
     Parameters
     ----------
-    finding : Finding
-        One whose points have strengths.
+    findings : Finding or sequence of Finding
+        Those whose points have strengths, of one metric; several have a colour each.
     along : str
         What the strength is called on the axis.
+    title : str
+        The finding, a sentence.
 
     Raises
     ------
@@ -92,54 +101,106 @@ def trace(finding: Finding, along: str = "strength") -> alt.TopLevelMixin:
     """
     import altair as alt
 
-    from taxonomy.verdict import smallest_effect
+    from taxonomy.verdict import Finding, smallest_effect
 
-    rows = [_row(point, finding.metric) for point in finding.points if point.strength is not None]
+    findings = [findings] if isinstance(findings, Finding) else list(findings)
+    findings = [
+        finding for _, finding in sorted(zip(_apart(findings), findings, strict=True), key=lambda p: natural(p[0]))
+    ]
+    named = _apart(findings)
+    rows = [
+        {**_row(point, finding.metric), "of": name}
+        for finding, name in zip(findings, named, strict=True)
+        for point in finding.points
+        if point.strength is not None
+    ]
     if not rows:
-        raise ValueError(f"finding {finding.influence!r} has no strength; draw it with effects()")
-    plain = finding.metric == "accuracy"
-    small = smallest_effect(finding.metric)
-    inside = [{"low": _shown(-small, finding.metric), "high": _shown(small, finding.metric)}]
-    scale = alt.Scale(zero=False) if plain else alt.Scale(type="log")
-    spread = max(row["x"] for row in rows) / min(row["x"] for row in rows) if min(row["x"] for row in rows) > 0 else 1
+        raise ValueError(f"{_influence(findings)} has no strength; draw it with effects()")
+    metric, several = findings[0].metric, len(findings) > 1
+    plain = metric == "accuracy"
+    small = smallest_effect(metric)
+    inside = [{"low": _shown(-small, metric), "high": _shown(small, metric)}]
+    xs = sorted({row["x"] for row in rows})
+    log = xs[0] > 0 and xs[-1] / xs[0] >= 10
+    ticks: Any = {"values": decades(xs)} if log else {"values": xs} if len(xs) <= MOST_TICKS else {"tickCount": 5}
     x = alt.X(
-        "x:Q", title=along.replace("_", " "), axis=alt.Axis(format=".4~g", tickCount=5, labelOverlap=True),
-        scale=alt.Scale(type="log" if spread >= 10 else "linear", nice=False, padding=12, zero=False),
+        "x:Q", title=along.replace("_", " "), axis=alt.Axis(format=".4~g", labelOverlap=True, **ticks),
+        scale=log_scale(xs) if log else alt.Scale(nice=False, padding=12, zero=False),
     )  # fmt: skip
-    named = finding.metric.replace("_", " ")
-    points = alt.Axis(title=f"{named}, points gained", labelExpr="format(datum.value * 100, '~g')", tickCount=5)
-    y = alt.Y("value:Q", scale=scale, axis=points if plain else times_axis(f"{named}, times better", rows))
+    scale = alt.Scale(zero=False) if plain else times_scale(rows)
+    points = alt.Axis(title="points of accuracy gained", labelExpr="format(datum.value * 100, '~g')", tickCount=5)
+    y = alt.Y("value:Q", scale=scale, axis=points if plain else times_axis(f"{words(metric)}, times better", rows))
     colour, shape = _votes()
+    line: Any = alt.value(PALETTE["grey"])
+    if several:
+        colours = [PALETTE[name] for name in ("blue", "vermilion", "green", "purple", "ochre")]
+        drawn = alt.Scale(domain=named, range=[colours[i % len(colours)] for i in range(len(named))])
+        key = alt.Legend(title=None, columns=2 if max(map(len, named)) <= SHORT else 1)
+        colour = line = alt.Color("of:N", scale=drawn, sort=named, legend=key)
+        shapes = [SHAPES[i % len(SHAPES)] for i in range(len(named))]
+        shape = alt.Shape("of:N", scale=alt.Scale(domain=named, range=shapes), sort=named, legend=key)
     base = alt.Chart(data(rows)).encode(x=x)
     band = alt.Chart(data(inside)).mark_rect(opacity=0.2, color=PALETTE["grey"])
     layers = [
         band.encode(y=alt.Y("low:Q", scale=scale), y2="high:Q"),
         rule_at(alt.Chart(data(inside)), y=alt.datum(0 if plain else 1)),
-        base.mark_line(strokeWidth=1.5, color=PALETTE["grey"]).encode(y=y),
+        base.mark_line(strokeWidth=1.5).encode(y=y, color=line, detail="of:N"),
         base.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q", scale=scale), y2="high:Q", color=colour),
         base.mark_point(filled=True, size=90, opacity=1).encode(
             y=y,
             color=colour,
             shape=shape,
-            tooltip=[alt.Tooltip("x:Q", title=along), alt.Tooltip("text:N", title="effect")],
+            tooltip=[
+                alt.Tooltip("of:N", title="of"),
+                alt.Tooltip("x:Q", title=along),
+                alt.Tooltip("text:N", title="effect"),
+            ],
         ),
     ]
-    if finding.crossover:
-        root = alt.Chart(data([dict(zip(("x", "left", "right"), finding.crossover, strict=True))]))
-        layers.append(root.mark_rect(opacity=0.2, color=PALETTE["purple"]).encode(x="left:Q", x2="right:Q"))
-        layers.append(root.mark_rule(strokeWidth=2, strokeDash=[2, 2], color=PALETTE["purple"]).encode(x="x:Q"))
-    where = ", ".join(part for part in (finding.workload, finding.setting) if part)
-    chart = alt.layer(*layers).properties(width=WIDTH, height=240, title=where)
+    crossed = [
+        {"of": name, **dict(zip(("x", "left", "right"), finding.crossover, strict=True))}
+        for finding, name in zip(findings, named, strict=True)
+        if finding.crossover
+    ]
+    if crossed:
+        shade: Any = colour if several else alt.value(PALETTE["purple"])
+        root = alt.Chart(data(crossed)).encode(color=shade)
+        layers.append(root.mark_rect(opacity=0.15).encode(x="left:Q", x2="right:Q"))
+        layers.append(root.mark_rule(strokeWidth=2, strokeDash=[2, 2]).encode(x="x:Q"))
+    where = ", ".join(part for part in (findings[0].workload, "" if several else findings[0].setting) if part)
+    sizes: Any = {"width": WIDTH, "height": 240}
+    chart = alt.layer(*layers).properties(**sizes, **({} if title else {"title": where}))
     table = {
-        "columns": [along, "effect", "vote", "n"],
-        "rows": [[f"{row['x']:g}", row["text"], row["vote"], str(row["n"])] for row in rows],
+        "columns": [*(["of"] if several else []), along, "effect", "vote", "n"],
+        "rows": [
+            [*([row["of"]] if several else []), f"{row['x']:g}", row["text"], row["vote"], str(row["n"])]
+            for row in rows
+        ],
     }
-    text = f"{finding.influence.replace('--', ' on ')}, {where}: {named} along {along}; {finding.because}"
-    return finish(chart, text, table)
+    text = f"{_influence(findings)}, {where}: {words(metric)} along {along.replace('_', ' ')}; {findings[0].because}"
+    return finish(chart, text, table, title=title)
 
 
-def effects(findings: Sequence[Finding]) -> alt.TopLevelMixin:
+def _influence(findings: Sequence[Finding]) -> str:
+    return f"influence of {findings[0].influence.replace('--', ' on ')}"
+
+
+def _apart(findings: Sequence[Finding]) -> list[str]:
+    """What tells each finding from the others: those of workload and conditions that are not the same for all."""
+    parts = [[f.workload, *(part for part in f.setting.split(", ") if part)] for f in findings]
+    same = set.intersection(*map(set, parts))
+    return [", ".join(part.replace("=", " ") for part in own if part not in same) or own[0] for own in parts]
+
+
+def effects(findings: Sequence[Finding], *, title: str = "") -> alt.TopLevelMixin:
     """Findings beside each other: effect with interval, every point one mark.
+
+    Parameters
+    ----------
+    findings : sequence of Finding
+        A line each.
+    title : str
+        What they show, a sentence.
 
     Raises
     ------
@@ -150,33 +211,34 @@ def effects(findings: Sequence[Finding]) -> alt.TopLevelMixin:
 
     if not findings:
         raise ValueError("no finding to draw")
-    rows = []
-    for finding in findings:
-        named = finding.metric.replace("_", " ")
-        if len({other.metric for other in findings}) < len(findings):
-            named += ": " + ", ".join(part for part in (finding.workload, finding.setting) if part)
+    rows, metrics = [], [words(finding.metric) for finding in findings]
+    apart = _apart(findings)
+    for finding, metric, own in zip(findings, metrics, apart, strict=True):
+        several = len(set(metrics)) > 1
+        named = f"{metric}: {own}" if several and len(set(metrics)) < len(findings) else metric if several else own
         for point in finding.points:
             row = _row(point, finding.metric)
             if finding.metric == "accuracy":  # points of accuracy on an axis of ratios: one plus the gain
                 row.update({name: 1 + row[name] for name in ("value", "low", "high")})
             rows.append({**row, "label": named})
     colour, shape = _votes()
-    scale = times_scale(rows)
-    base = alt.Chart(data(rows)).encode(y=lines(list(dict.fromkeys(row["label"] for row in rows))))
+    scale, order = times_scale(rows), list(dict.fromkeys(row["label"] for row in rows))
+    better = f"{metrics[0]}, times better" if len(set(metrics)) == 1 else "times better"
+    base = alt.Chart(data(rows)).encode(y=lines(order))
     layers = [
         rule_at(alt.Chart(data(rows)), x=alt.datum(1)),
         base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", scale=scale), x2="high:Q", color=colour),
         base.mark_point(filled=True, size=90, opacity=1).encode(
-            x=alt.X("value:Q", scale=scale, axis=times_axis("times better", rows)), color=colour, shape=shape,
+            x=alt.X("value:Q", scale=scale, axis=times_axis(better, rows)), color=colour, shape=shape,
             tooltip=[alt.Tooltip("label:N", title="of"), alt.Tooltip("text:N", title="effect")],
         ),
     ]  # fmt: skip
-    chart = alt.layer(*layers).properties(width=WIDTH, height=alt.Step(ROW))
+    chart = alt.layer(*layers).properties(width=WIDTH, height=step(order))
     table = {
         "columns": ["of", "effect", "vote", "n"],
         "rows": [[row["label"], row["text"], row["vote"], str(row["n"])] for row in rows],
     }
-    return finish(chart, f"Effects of {findings[0].influence.replace('--', ' on ')}", table)
+    return finish(chart, f"Effects of {findings[0].influence.replace('--', ' on ')}", table, title=title)
 
 
 def _row(point: Point, metric: str) -> Row:
