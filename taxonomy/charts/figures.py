@@ -235,8 +235,6 @@ def _rows(frame: pd.DataFrame, metric: str, names: Mapping[str, str] | None = No
         row["text"] = interval(row["value"], row["low"], row["high"], row["unit"])
         row["stands"] = {**row["parameters"], **row["conditions"]}
         row["hollow"] = row["store"] == "here"
-        if row["unit"] == "fraction":  # an interval may say more than all; what is drawn does not
-            row["low"], row["high"] = max(row["low"], 0.0), min(row["high"], 1.0)
     return rows
 
 
@@ -337,7 +335,9 @@ def _contestants(rows: Sequence[Row], legend: bool = True) -> tuple[Any, Any]:
     import altair as alt
 
     names = list(dict.fromkeys(row["contestant"] for row in sorted(rows, key=lambda row: row["who"] != "self")))
-    grey = {row["contestant"] for row in rows if row["who"] in ("baseline", "random", "fine-tuned")} if legend else set()
+    grey = (
+        {row["contestant"] for row in rows if row["who"] in ("baseline", "random", "fine-tuned")} if legend else set()
+    )
     bright = [colour for name, colour in PALETTE.items() if name != "grey"]
     coloured = [name for name in names if name not in grey]
     colours = [PALETTE["grey"] if n in grey else bright[coloured.index(n) % len(bright)] for n in names]

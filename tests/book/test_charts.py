@@ -307,3 +307,47 @@ def test_the_density_of_values_counts_each_octave():
     for grids in ({}, {"none": np.array([-1.0, 0.0])}):
         with pytest.raises(ValueError, match="grids: expected"):
             charts.value_density(grids)
+
+
+def test_the_finding_is_a_sentence_of_the_page_not_of_the_picture(frame):
+    page = rendering.figure(charts.curve(frame, "density", "accuracy", title="Less is <nearly> enough").to_dict())
+    assert "<figcaption>Less is &lt;nearly&gt; enough</figcaption>" in page
+    assert "Less is" not in re.search(r"<svg.*?</svg>", page, re.S)[0]
+    assert "<figcaption>" not in rendering.figure(charts.curve(frame, "density", "accuracy").to_dict())
+
+
+def test_contestants_are_called_what_the_text_calls_them(frame):
+    spec = charts.curve(frame, "density", "accuracy", names={"self": "pruned", "baseline": "whole"}).to_dict()
+    assert {entry["contestant"] for entry in values(spec) if "contestant" in entry} == {"pruned", "whole"}
+    assert "speed, dense = 1" in str(charts.ratio_strip(frame, names={"torch": "dense"}).to_dict())
+
+
+def test_only_extents_of_one_size_are_said_together():
+    rows = [
+        row(parameters={"multiplier": m, "size_limit": 3 + m}, conditions={"batch": b, "m": b, "n": b})
+        for m in (1, 2)
+        for b in (1, 64)
+    ]
+    labels = {entry["label"] for entry in values(charts.beside_peers(pd.DataFrame(rows), "accuracy").to_dict())}
+    assert "multiplier 1, size limit 4, batch 1, m=n 1" in labels
+
+
+def test_a_logarithmic_axis_ends_where_the_figures_do():
+    rows = [row(metric="macs", unit="MAC", value=v, parameters={"bits": b}) for b, v in ((2, 3e4), (8, 2e6), (9, 1e5))]
+    frame = pd.DataFrame([{**r, "low": np.nan, "high": np.nan} for r in rows])
+    encoding = charts.curve(frame, "bits", "macs").to_dict()["layer"][1]["encoding"]
+    low, high = encoding["y"]["scale"]["domain"]
+    assert 2e4 < low < 3e4 and 2e6 < high < 3e6
+    assert encoding["x"]["axis"]["values"] == [2, 8, 9], "ticks where something was measured"
+
+
+def test_several_findings_share_one_trace():
+    found = [
+        Finding("a--b", "gemm", f"columns={n}", "latency", (Point(0.1, n / 9, 0, 2, 5, "+"),), "supported", "", 0.1)
+        for n in (64, 1024, 1)
+    ]
+    spec = charts.trace(found, "density").to_dict()
+    assert {e["of"] for e in values(spec) if "of" in e} == {"columns 1", "columns 64", "columns 1024"}
+    assert ["columns 1", "columns 64", "columns 1024"] in [
+        layer["encoding"].get("color", {}).get("sort") for layer in spec["layer"] if "encoding" in layer
+    ]
