@@ -55,7 +55,7 @@ def words(metric: str) -> str:
     >>> words("effective_macs")
     'effective multiply-accumulates'
     """
-    return metric.replace("_", " ").replace("macs", "multiply-accumulates")
+    return metric.replace("_", " ").replace("macs", "multiply-accumulates").replace("sqnr", "signal to noise")
 
 
 def axis(metric: str, unit: str, values: Sequence[float] | None = None) -> Any:

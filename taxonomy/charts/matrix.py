@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from taxonomy.charts.look import LEVELS, PALETTE, WIDTH, data, finish
+from taxonomy.charts.look import LEVELS, PALETTE, WIDTH, data, finish, words
 
 if TYPE_CHECKING:
     import altair as alt
@@ -23,13 +23,13 @@ def taxonomy_matrix(tx: Taxonomy) -> alt.TopLevelMixin:
     families = sorted(tx.families, key=lambda name: (LEVELS.index(tx.families[name].level), tx.families[name].order))
     rows = [
         {
-            "family": tx.families[name].title, "level": tx.families[name].level, "metric": metric.replace("_", " "),
+            "family": tx.families[name].title, "level": tx.families[name].level, "metric": words(metric),
             "count": counts[name, metric], "href": f"{tx.families[name].level}/{name}.html",
             "tip": f"{tx.families[name].title}: {counts[name, metric]} for {metric.replace('_', ' ')}",
         }
         for name in families for metric in tx.metrics if (name, metric) in counts
     ]  # fmt: skip
-    metrics = [metric.replace("_", " ") for metric in tx.metrics]
+    metrics = [words(metric) for metric in tx.metrics]
     titles = [tx.families[name].title for name in families]
     labels: Any = {"ticks": False, "domain": False}
     base = alt.Chart(data(rows)).encode(
@@ -48,4 +48,4 @@ def taxonomy_matrix(tx: Taxonomy) -> alt.TopLevelMixin:
         "columns": ["family", "level", "improves", "techniques"],
         "rows": [[(row["family"], row["href"]), row["level"], row["metric"], str(row["count"])] for row in rows],
     }
-    return finish(chart, "How many techniques of each family are meant to improve which metric", table)
+    return finish(chart, "How many techniques of each family are meant to improve which metric", table, least=520)

@@ -67,7 +67,7 @@ def findings_table(edges: Sequence[Influence]) -> str:
 
     pairs = [(edge, finding) for edge in edges for finding in edge.findings]
     adjusted = iter(benjamini_hochberg([finding.p for _, finding in pairs if not finding.by_construction]))
-    columns = ("influence", "workload", "conditions", "metric", "claimed", "largest effect", "verdict", "q")
+    columns = ("influence", "verdict", "largest effect", "claimed", "metric", "workload", "conditions", "q")
     rows = []
     for edge, finding in pairs:
         verdict, q = str(finding.verdict), math.nan
@@ -76,8 +76,8 @@ def findings_table(edges: Sequence[Influence]) -> str:
         else:
             q = next(adjusted)
         rows.append((
-            edge.id.replace("--", " → "), finding.workload, finding.setting, finding.metric.replace("_", " "),
-            edge.sign, effect(finding), verdict, "—" if math.isnan(q) else "< 0.001" if q < 0.001 else f"{q:.2g}",
+            edge.id.replace("--", " → "), verdict, effect(finding), edge.sign, words(finding.metric), finding.workload,
+            finding.setting, "—" if math.isnan(q) else "< 0.001" if q < 0.001 else f"{q:.2g}",
         ))  # fmt: skip
     return table(columns, rows)
 
@@ -123,9 +123,11 @@ def trace(findings: Finding | Sequence[Finding], along: str = "strength", *, tit
     xs = sorted({row["x"] for row in rows})
     log = xs[0] > 0 and xs[-1] / xs[0] >= 10
     ticks: Any = {"values": decades(xs)} if log else {"values": xs} if len(xs) <= MOST_TICKS else {"tickCount": 5}
+    known: Any = alt.Axis(title=along.replace("_", " "), format=".4~g", labelOverlap=True, **ticks)
+    if xs == [0, 1]:  # a rescue: what is alone, and what is not
+        known = alt.Axis(title=None, values=xs, labelExpr="datum.value == 0 ? 'alone' : 'together'")
     x = alt.X(
-        "x:Q", title=along.replace("_", " "), axis=alt.Axis(format=".4~g", labelOverlap=True, **ticks),
-        scale=log_scale(xs) if log else alt.Scale(nice=False, padding=12, zero=False),
+        "x:Q", axis=known, scale=log_scale(xs) if log else alt.Scale(nice=False, padding=40 if xs == [0, 1] else 12),
     )  # fmt: skip
     scale = alt.Scale(zero=False) if plain else times_scale(rows)
     points = alt.Axis(title="points of accuracy gained", labelExpr="format(datum.value * 100, '~g')", tickCount=5)
@@ -167,9 +169,10 @@ def trace(findings: Finding | Sequence[Finding], along: str = "strength", *, tit
         root = alt.Chart(data(crossed)).encode(color=shade)
         layers.append(root.mark_rect(opacity=0.15).encode(x="left:Q", x2="right:Q"))
         layers.append(root.mark_rule(strokeWidth=2, strokeDash=[2, 2]).encode(x="x:Q"))
-    where = ", ".join(part for part in (findings[0].workload, "" if several else findings[0].setting) if part)
+    shared = "" if len({finding.workload for finding in findings}) > 1 else findings[0].workload
+    where = ", ".join(part for part in (shared, "" if several else findings[0].setting) if part)
     sizes: Any = {"width": WIDTH, "height": 240}
-    chart = alt.layer(*layers).properties(**sizes, **({} if title else {"title": where}))
+    chart = alt.layer(*layers).properties(**sizes, **({"title": where} if where and not title else {}))
     table = {
         "columns": [*(["of"] if several else []), along, "effect", "vote", "n"],
         "rows": [
@@ -177,7 +180,7 @@ def trace(findings: Finding | Sequence[Finding], along: str = "strength", *, tit
             for row in rows
         ],
     }
-    text = f"{_influence(findings)}, {where}: {words(metric)} along {along.replace('_', ' ')}; {findings[0].because}"
+    text = f"{_influence(findings)}: {words(metric)} along {along.replace('_', ' ')}; {findings[0].because}"
     return finish(chart, text, table, title=title)
 
 

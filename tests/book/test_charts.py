@@ -351,3 +351,10 @@ def test_several_findings_share_one_trace():
     assert ["columns 1", "columns 64", "columns 1024"] in [
         layer["encoding"].get("color", {}).get("sort") for layer in spec["layer"] if "encoding" in layer
     ]
+
+
+def test_a_rescue_is_no_scale_from_zero_to_one():
+    points = (Point(0.0, -0.3, -0.4, -0.2, 5, "-"), Point(1.0, 0.0, -0.001, 0.001, 5, "0"))
+    finding = Finding("fp16--loss-scaling", "digits", "", "accuracy", points, "supported", "", 0.1)
+    expression = charts.trace(finding, "rescued").to_dict()["layer"][2]["encoding"]["x"]["axis"]["labelExpr"]
+    assert "'alone'" in expression and "'together'" in expression
