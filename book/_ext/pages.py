@@ -118,6 +118,7 @@ def charts_of(node, metrics, rows):
         if math.isfinite(row["value"]):
             present.setdefault(row["metric"], []).append(row)
     wanted = ["accuracy", "sqnr", "speedup", *node.improves]
+    called = f', names={{"baseline": "{node.baseline.replace("-", " ")}"}}' if node.baseline else ""
     ranked = [m for m in dict.fromkeys([*wanted, *metrics]) if m in present]
     chosen, marks = [], 0
     for metric in ranked:
@@ -128,11 +129,11 @@ def charts_of(node, metrics, rows):
             continue
         marks += len(own)
         if metric == "speedup":
-            call = "charts.ratio_strip(rows)"
+            call = f"charts.ratio_strip(rows{called})"
         elif along := _strength(own):
-            call = f'charts.curve(rows, "{along}", "{metric}")'
+            call = f'charts.curve(rows, "{along}", "{metric}"{called})'
         else:
-            call = f'charts.beside_peers(rows, "{metric}")'
+            call = f'charts.beside_peers(rows, "{metric}"{called})'
         chosen.append((metric, call))
     return chosen[:MOST_CHARTS]
 

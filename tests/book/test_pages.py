@@ -45,11 +45,16 @@ def test_a_chart_is_drawn_where_figures_differ():
         }
 
     class Node:
+        baseline = "plain-recipe"
         improves = ("parameters",)
 
     rows = [row(0.9 + d, d) for d in (0.1, 0.2, 0.3, 0.4)] + [
         row(5, metric="parameters"),
         row(float("nan"), metric="macs"),
     ]
-    assert pages.charts_of(Node, tx.metrics, rows) == [("accuracy", 'charts.curve(rows, "density", "accuracy")')]
-    assert pages.charts_of(Node, tx.metrics, rows[:2]) == [("accuracy", 'charts.beside_peers(rows, "accuracy")')]
+    assert pages.charts_of(Node, tx.metrics, rows) == [
+        ("accuracy", 'charts.curve(rows, "density", "accuracy", names={"baseline": "plain recipe"})')
+    ]
+    assert pages.charts_of(Node, tx.metrics, rows[:2]) == [
+        ("accuracy", 'charts.beside_peers(rows, "accuracy", names={"baseline": "plain recipe"})')
+    ]
