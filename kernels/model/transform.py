@@ -42,8 +42,10 @@ def constrain(layer: nn.Module, name: str, constraint: nn.Module) -> None:
     """From now on `layer` computes with ``constraint(weight)`` instead of the weight called `name`."""
     parametrize.register_parametrization(layer, name, constraint)
     if isinstance(layer, nn.RNNBase):
-        # A recurrent layer keeps a list of its weights of its own, which no parametrization reaches.
+        # A recurrent layer keeps a list of its weights of its own, which no parametrization reaches, and of which a
+        # copy can only be made without the history of gradients.
         layer.register_forward_pre_hook(_refresh)
+        layer.register_forward_hook(_detach)
 
 
 def bake(network: nn.Module) -> nn.Module:
@@ -83,11 +85,15 @@ def bake(network: nn.Module) -> nn.Module:
         layer._parameters = weights | layer._parameters
         if isinstance(layer, nn.RNNBase):
             _refresh(layer)
-            layer._forward_pre_hooks = type(layer._forward_pre_hooks)(
-                (key, hook) for key, hook in layer._forward_pre_hooks.items() if hook is not _refresh
-            )
+            for hooks, own in ((layer._forward_pre_hooks, _refresh), (layer._forward_hooks, _detach)):
+                for key in [key for key, hook in hooks.items() if hook is own]:
+                    del hooks[key]
     return network
 
 
 def _refresh(layer: Any, _: object = None) -> None:
     layer._flat_weights = [getattr(layer, name) for name in layer._flat_weights_names]
+
+
+def _detach(layer: Any, *_: object) -> None:
+    layer._flat_weights = [weight.detach() for weight in layer._flat_weights]
