@@ -14,9 +14,9 @@ from taxonomy.status import complaints
 
 if TYPE_CHECKING:
     from taxonomy.query import Taxonomy
-    from taxonomy.schema import Technique
+    from taxonomy.schema import Influence, Technique
 
-__all__ = ["UNWRITTEN", "check_technique", "five_files", "parse"]
+__all__ = ["UNWRITTEN", "check_influence", "check_technique", "five_files", "parse"]
 
 ROOT = Path(__file__).parents[1]
 MEASURED = re.compile(r"\d+(\.\d+)?\s*(%|x faster|times faster|GFLOP|GOP|ms\b|dB\b)")
@@ -78,6 +78,27 @@ def check_technique(tx: Taxonomy, node: Technique) -> Iterator[str]:
         yield from complaints(tx, node)
     except Exception as error:  # of a module that cannot be imported yet, or of a method that is not there
         yield f"records: cannot be judged yet: {type(error).__name__}: {error}"
+
+
+def check_influence(tx: Taxonomy, edge: Influence) -> Iterator[str]:
+    """What is still missing before an influence is done.
+
+    Examples
+    --------
+    >>> import taxonomy
+    >>> tx = taxonomy.load()
+    >>> (edge,) = tx.influences(target="csr")
+    >>> list(check_influence(tx, edge.model_copy(update={"target": "posit"})))[0]
+    'experiment: taxonomy/measure/influences/magnitude_pruning__posit.py is not there'
+    """
+    experiment = ROOT / f"{edge.implementation.replace('.', '/')}.py"
+    if not experiment.is_file():
+        yield f"experiment: {experiment.relative_to(ROOT)} is not there"
+        return
+    yield from complaints(tx, edge)
+    chapters = {five_files(tx[end].address)["chapter"] for end in (edge.source, edge.target)}
+    if not any(chapter.is_file() and edge.id in chapter.read_text("utf-8") for chapter in chapters):
+        yield f"chapter: neither of {', '.join(sorted(str(c.relative_to(ROOT)) for c in chapters))} speaks of it"
 
 
 def _knowledge(node: Technique) -> Iterator[str]:

@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--plan", action="store_true", help="say what it would take, and do nothing")
     measure.add_argument("--reference", action="store_true", help="write the committed store")
     measure.add_argument("--reverify", action="store_true", help="repeat one stale quality record of each, and stamp")
+    measure.add_argument("--prune", action="store_true", help="drop records that no variant or condition owes any more")
     measure.add_argument("--only", choices=("quality", "timing"), help="timing wants a machine with nothing else to do")
     measure.add_argument("--workers", type=int, default=2)
     bench = command("bench", _bench, "time techniques beside a copy, their baselines and peers, where no record does")
@@ -80,8 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     new = command("new", _new, "write the first lines of a technique's files")
     new.add_argument("address", metavar="LEVEL/FAMILY/ID")
     new.add_argument("--kind", required=True, help="one of kinds.yml")
-    check = command("check", _check, "what a technique still lacks before it is done")
-    check.add_argument("ids", nargs="*", help="techniques; all if absent")
+    check = command("check", _check, "what a technique or an influence still lacks before it is done")
+    check.add_argument("ids", nargs="*", help="techniques, or edges as source--target; all if absent")
     export = command("export", _export, "write JSON, GraphML, CSV and JSON Schema")
     export.add_argument("folder")
     return parser
@@ -164,13 +165,10 @@ def _measure(tx: Any, options: argparse.Namespace) -> int:
         report = reverify(tx, options.ids or None, store)
         _print(options, report, "\n".join(report) or "nothing is stale")
         return 0
+    if options.prune:
+        return _prune(tx, options, store)
     if options.plan:
-        rows = runner.plan(tx, options.ids or None, store)
-        total = sum(row["seconds"] for row in rows)
-        lines = [("id", "quality", "timing", "seconds"), *(tuple(row.values()) for row in rows)]
-        text = f"{_table(lines)}\nabout {total:.0f} core-seconds in all" if rows else "nothing to measure"
-        _print(options, rows, text)
-        return 0
+        return _plan(tx, options, store)
     owed = (job for job in runner.jobs(tx, options.ids or None) if options.only in (None, job.kind))
     left = runner.pending(tx, owed, *runner.covering(store))
 
@@ -181,6 +179,34 @@ def _measure(tx: Any, options: argparse.Namespace) -> int:
     plural = "s" * (taken != 1)
     text = f"{taken} record{plural} measured" if taken else "nothing to measure: every record is there and fresh"
     _print(options, {"measured": taken, "store": store.name}, text)
+    return 0
+
+
+def _prune(tx: Any, options: argparse.Namespace, store: stores.Store) -> int:
+    from taxonomy.measure.runner import superfluous
+
+    gone = superfluous(tx, options.ids or None, store)
+    for address, records in gone.items():
+        store.drop(address, map(stores.key, records))
+    lines = [f"dropped: {stores.key(record)}" for records in gone.values() for record in records]
+    _print(options, gone, "\n".join(lines) or "nothing to drop: every record is owed")
+    return 0
+
+
+def _plan(tx: Any, options: argparse.Namespace, store: stores.Store) -> int:
+    from taxonomy.measure import runner
+
+    rows = runner.plan(tx, options.ids or None, store)
+    lines = [("id", "quality", "timing", "seconds"), *(tuple(row.values()) for row in rows)]
+    total = sum(row["seconds"] for row in rows)
+    text = f"{_table(lines)}\nabout {total:.0f} core-seconds in all" if rows else "nothing to measure"
+    if not options.ids:
+        sweep = runner.sweep(tx)
+        text += (
+            f"\na sweep of everything: about {sweep['quality']:.0f} core-seconds of quality, which may run in parallel,"
+            f"\nand {sweep['timing']:.0f} s of timing, one at a time on a quiet machine"
+        )
+    _print(options, rows, text)
     return 0
 
 
@@ -235,9 +261,13 @@ def _new(tx: Any, options: argparse.Namespace) -> int:
     chapter = five_files(options.address)["chapter"]
     if _from_here(chapter) not in written:
         written.append(f"{_from_here(chapter)} is there: give the technique its place in it")
-    id = options.address.rsplit("/", 1)[-1]
-    then = f"read first {tx.kinds[options.kind].exemplar}; then: python -m taxonomy check {id}"
-    _print(options, written, "\n".join([*written, then]))
+    exemplar = five_files(tx[tx.kinds[options.kind].exemplar].address)
+    then = [
+        "read first, of the same kind:",
+        *(f"  {_from_here(exemplar[wing])}" for wing in ("knowledge", "code", "test")),
+        f"what is still missing: python -m taxonomy check {options.address.rpartition('/')[2]}",
+    ]
+    _print(options, written, "\n".join([*written, *then]))
     return 0
 
 
@@ -246,9 +276,11 @@ def _from_here(path: Path) -> str:
 
 
 def _check(tx: Any, options: argparse.Namespace) -> int:
-    from taxonomy.check import check_technique
+    from taxonomy.check import check_influence, check_technique
 
-    found = {node.id: list(check_technique(tx, node)) for node in ([tx[id] for id in options.ids] or tx)}
+    edges = {edge.id: edge for edge in tx.influences()}
+    ids = options.ids or [*tx.techniques, *edges]
+    found = {id: list(check_influence(tx, edges[id]) if id in edges else check_technique(tx, tx[id])) for id in ids}
     lines = [f"{id}: {problem}" for id, problems in found.items() for problem in problems]
     _print(options, found, "\n".join(lines) or "done: nothing is missing")
     return 1 if lines else 0

@@ -13,11 +13,11 @@ import textwrap
 from importlib import import_module
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from taxonomy.check import five_files, parse
 from taxonomy.load import nearest
-from taxonomy.schema import ID, LEVELS, KindNode
+from taxonomy.schema import ID, LEVELS, Attribution, KindNode
 
 if TYPE_CHECKING:
     from taxonomy.query import Taxonomy
@@ -93,6 +93,10 @@ def texts(tx: Taxonomy, address: str, kind: str) -> dict[Path, str]:
         "cls": "".join(part.capitalize() for part in name.split("-")),
         "exemplar": tx[entry.exemplar].address,
         "baseline": tx[entry.exemplar].baseline,
+        "attributions": ", ".join(get_args(Attribution)),
+        "family_id": family,
+        "oracle": entry.oracle,
+        "held": entry.held,
     }
     words["base"], words["imports"], words["methods"] = _skeleton(entry)
 
@@ -117,7 +121,7 @@ def _skeleton(entry: KindNode) -> tuple[str, str, str]:
         ]
         return (
             "",
-            "",
+            "from typing import Any\n",
             "\n".join(_method(function, f"returns {gives}; refuses what it cannot do") for function, gives in owed),
         )
     home, _, name = entry.base.partition(":")
@@ -151,8 +155,9 @@ def _declared(method: Any) -> ast.FunctionDef:
 
 def _method(function: ast.FunctionDef, says: str) -> str:
     returns = f" -> {ast.unparse(function.returns)}" if function.returns else ""
+    arguments = re.sub(r"(: [^,=]+)=", r"\1 = ", ast.unparse(function.args))  # as ruff writes an annotated default
     return (
-        f"    def {function.name}({ast.unparse(function.args)}){returns}:\n"
-        f'        """<write: {says.replace(">", "")}>"""\n'
+        f"    def {function.name}({arguments}){returns}:\n"
+        f'        """<write: {textwrap.shorten(says.replace(">", ""), 90, placeholder=" ...")}>"""\n'
         f"        raise NotImplementedError\n"
     )

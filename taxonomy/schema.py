@@ -231,6 +231,8 @@ class KindNode(Node):
     also: str | None = Field(None, description="what else is expected, in words")
     exemplar: Identifier = Field(description="the technique of the kind to read first")
     base: str | None = Field(None, description="module:Class that implementations extend, where there is one")
+    oracle: str = Field(description="what its tests compare with, which is not ours")
+    held: str = Field(description="what else its tests hold")
     workloads: tuple[Identifier, ...]
 
     def __str__(self) -> str:

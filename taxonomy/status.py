@@ -66,8 +66,8 @@ def _broken(node: Any) -> str | None:
 
 
 def complaints(tx: Taxonomy, node: Any) -> list[str]:
-    """What keeps a technique from being completely measured by the reference store; empty when nothing does."""
-    from taxonomy.measure.runner import jobs, protocol_of
+    """What keeps a technique or an influence from being completely measured by the reference store, if anything."""
+    from taxonomy.measure.runner import jobs, protocol_of, superfluous
 
     records = stores.reference.records(node.address)
     state = snapshot()
@@ -75,7 +75,9 @@ def complaints(tx: Taxonomy, node: Any) -> list[str]:
     owed = list(jobs(tx, [node.id]))
     absent = [job for job in owed if job.key not in fresh]
     found = [f"{len(absent)} of {len(owed)} records missing or stale, first: {absent[0]}"] if absent else []
-    if not fresh:
+    if gone := superfluous(tx, [node.id], stores.reference).get(node.address):
+        found.append(f"{len(gone)} records that nothing owes: python -m taxonomy measure --reference --prune {node.id}")
+    if not fresh or not hasattr(node, "kind"):
         return found
     from taxonomy.measurements import label, rows
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,15 @@ class Store:
 
     def write(self, address: str, records: Iterable[Record]) -> None:
         """Add records, each in place of the one with its key; all or nothing, whoever else is writing."""
+        added = {key(record): record for record in records}
+        self._replace(address, lambda there: there | added)
+
+    def drop(self, address: str, keys: Iterable[str]) -> None:
+        """Remove the records with these keys."""
+        gone = set(keys)
+        self._replace(address, lambda there: {name: record for name, record in there.items() if name not in gone})
+
+    def _replace(self, address: str, change: Callable[[dict[str, Record]], dict[str, Record]]) -> None:
         from filelock import FileLock
 
         path = self.path(address)
@@ -81,9 +90,8 @@ class Store:
                 lines = path.read_text("utf-8", errors="replace").splitlines()
                 with path.with_suffix(".jsonl.broken").open("a", encoding="utf-8") as aside:
                     aside.writelines(lines[number - 1] + "\n" for number, _ in broken)
-            lines_by_key = {key(record): record for record in good}
-            lines_by_key.update((key(record), record) for record in records)
-            text = "".join(canonical(lines_by_key[name]) + "\n" for name in sorted(lines_by_key))
+            kept = change({key(record): record for record in good})
+            text = "".join(canonical(kept[name]) + "\n" for name in sorted(kept))
             temporary = path.with_name(f".{path.name}.{os.getpid()}")
             with temporary.open("w", encoding="utf-8") as file:
                 file.write(text)

@@ -3,7 +3,9 @@
 import pytest
 
 import taxonomy
-from taxonomy.check import check_technique
+from taxonomy import check
+from taxonomy import store as stores
+from taxonomy.check import check_influence, check_technique
 from taxonomy.measure.runner import protocol_of, workloads_of
 
 tx = taxonomy.load()
@@ -42,7 +44,15 @@ def test_every_kind_has_a_protocol_and_a_technique(kind):
     assert tx.find(kind=kind)
 
 
-def test_every_influence_has_findings_and_none_is_stale():
-    for edge in tx.influences():
-        assert edge.findings, f"{edge.id}: not measured"
-        assert not any(finding.stale for finding in edge.findings), f"{edge.id}: stale"
+@pytest.mark.parametrize("edge", list(tx.influences()), ids=lambda edge: edge.id)
+def test_check_influence(edge):
+    assert list(check_influence(tx, edge)) == []
+    assert edge.findings and not any(finding.stale for finding in edge.findings)
+
+
+def test_an_influence_without_records_or_a_word_in_a_chapter_is_not_done(monkeypatch, tmp_path):
+    (edge,) = tx.influences(source="ternary-weights")
+    monkeypatch.setattr(stores, "reference", stores.Store("empty", tmp_path))
+    monkeypatch.setattr(check, "five_files", lambda address: {"chapter": check.ROOT / "README.md"})
+    records, chapter = check_influence(tx, edge)
+    assert "records missing or stale" in records and chapter == "chapter: neither of README.md speaks of it"

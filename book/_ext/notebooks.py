@@ -12,8 +12,11 @@ ROLE = re.compile(r"\{(measured|measured-value|finding|cite|technique|metric|doc
 LISTING = re.compile(r"```\{listing\} *(\S+) *(\S*)\n```")
 
 
-def in_words(text):
-    """Markdown whose roles and lists, which only the book understands, have become the words that the book shows."""
+def in_words(text, unknown=None):
+    """Markdown whose roles and lists, which only the book understands, have become the words that the book shows.
+
+    A figure that nobody measured leaves the role's text; `unknown`, a list, takes the reasons.
+    """
     from listing import LISTS
     from measured import Unknown, shown
     from sources import short
@@ -35,7 +38,9 @@ def in_words(text):
             return f"[{short(reference)}]({reference.url})" if reference.url else short(reference)
         try:
             return shown(role, named)[0]
-        except Unknown:
+        except Unknown as error:
+            if unknown is not None:
+                unknown.append(str(error))
             return named
 
     text = LISTING.sub(lambda match: "\n".join(LISTS[match[1]](tx, match[2])), text)

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Job", "MeasurementFailed", "covering", "estimate", "jobs", "measure_now", "pending", "plan", "protocol_of", "run",
-    "take", "workloads_of",
+    "superfluous", "sweep", "take", "workloads_of",
 ]  # fmt: skip
 
 _STARTED = snapshot()
@@ -125,30 +125,52 @@ def pending(tx: Taxonomy, owed: Iterable[Job], *where: Store) -> list[Job]:
     return left
 
 
-def estimate(owed: Sequence[Job]) -> dict[str, float]:
-    """Seconds that each node's jobs will take, from what such records took before."""
+def superfluous(tx: Taxonomy, names: Sequence[str] | None, store: Store) -> dict[str, list[Record]]:
+    """Records that nothing owes any more, by address: of a variant, workload or condition that was given up."""
+    owed: dict[Any, set[str]] = defaultdict(set)
+    for job in jobs(tx, names):
+        owed[job.node.address].add(job.key)
+    found = {}
+    for address, keys in owed.items():
+        found[address] = [record for record in store.records(address) if key(record) not in keys]
+    return {address: records for address, records in found.items() if records}
+
+
+def estimate(tx: Taxonomy, owed: Iterable[Job]) -> dict[tuple[str, str], float]:
+    """Seconds that jobs will take, by node and type: from what such records took before, else those of the kind."""
     took: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for node in {job.node.id: job.node for job in owed}.values():
+    for node in [*tx, *tx.influences()]:
         for store in (stores.reference, stores.here):
             for record in store.records(node.address):
-                took[node.id, record["type"]].append(record["provenance"].get("seconds", 0.0))
-    seconds: dict[str, float] = defaultdict(float)
+                for name in (node.id, getattr(node, "kind", "influence"), "any"):
+                    took[name, record["type"]].append(record["provenance"].get("seconds", 0.0))
+    mean = {name: sum(past) / len(past) for name, past in took.items()}
+    seconds: dict[tuple[str, str], float] = defaultdict(float)
     for job in owed:
-        past = took.get((job.node.id, job.kind))
-        seconds[job.node.id] += sum(past) / len(past) if past else 1.0
+        names = (job.node.id, getattr(job.node, "kind", "influence"), "any")
+        seconds[job.node.id, job.kind] += next((mean[n, job.kind] for n in names if (n, job.kind) in mean), 1.0)
     return dict(seconds)
 
 
 def plan(tx: Taxonomy, names: Sequence[str] | None = None, store: Store = stores.here) -> list[dict[str, Any]]:
     """What a run would take, and how long: one row a node."""
     left = pending(tx, jobs(tx, names), *covering(store))
-    seconds = estimate(left)
+    seconds = estimate(tx, left)
     rows = []
     for name in dict.fromkeys(job.node.id for job in left):
         own = [job for job in left if job.node.id == name]
         timed = sum(job.trial.timing for job in own)
-        rows.append({"id": name, "quality": len(own) - timed, "timing": timed, "seconds": round(seconds[name], 1)})
+        takes = sum(seconds.get((name, kind), 0.0) for kind in ("quality", "timing"))
+        rows.append({"id": name, "quality": len(own) - timed, "timing": timed, "seconds": round(takes, 1)})
     return rows
+
+
+def sweep(tx: Taxonomy) -> dict[str, float]:
+    """Core-seconds of measuring everything anew, quality and timing."""
+    total = {"quality": 0.0, "timing": 0.0}
+    for (_, kind), seconds in estimate(tx, jobs(tx)).items():
+        total[kind] += seconds
+    return total
 
 
 def covering(store: Store) -> tuple[Store, ...]:
@@ -286,7 +308,7 @@ def run(
 
 
 def _run(tx: Taxonomy, owed: Sequence[Job], store: Store, workers: int, report: Callable[[str], None]) -> int:
-    progress = _Progress(owed, report)
+    progress = _Progress(tx, owed, report)
     from datasets.card import NotInstalled
 
     failures: list[str] = []
@@ -343,12 +365,10 @@ def _machine_alone() -> Any:
 class _Progress:
     """A line now and then with what is done and the time left, from what the records of each node took."""
 
-    def __init__(self, owed: Sequence[Job], report: Callable[[str], None]):
+    def __init__(self, tx: Taxonomy, owed: Sequence[Job], report: Callable[[str], None]):
         self.total, self.count, self.report = len(owed), 0, report
-        seconds = estimate(owed)
-        counts: dict[str, int] = defaultdict(int)
-        for job in owed:
-            counts[job.node.id] += 1
+        seconds = estimate(tx, owed)
+        counts = Counter((job.node.id, job.kind) for job in owed)
         self.weight = {name: max(seconds[name], 0.01) / counts[name] for name in counts}
         self.all = sum(max(s, 0.01) for s in seconds.values())
         self.spent = 0.0
@@ -356,7 +376,7 @@ class _Progress:
 
     def done(self, job: Job) -> None:
         self.count += 1
-        self.spent += self.weight[job.node.id]
+        self.spent += self.weight[job.node.id, job.kind]
         now = time.monotonic()
         if now - self.last > 2 or self.count == self.total:
             self.last = now

@@ -94,3 +94,16 @@ def test_every_chapter_has_its_cells_and_no_role_is_left(tmp_path):
 
 def kernel(notebook):
     return notebook.metadata.kernelspec.name
+
+
+def test_a_run_says_what_fails_and_what_nobody_measured(book):
+    bad = PAGE.replace("{technique}", "{measured}`posit:sqnr:workload=nowhere` {technique}").replace(
+        '"posit"', '"unum"'
+    )
+    (book / "book" / "model" / "bad.md").write_text(bad)
+    assert lab.run(["model/page"], book / "lab", book / "book") == []
+    unknown, failed = lab.run([], book / "lab", book / "book")
+    assert unknown.startswith("model/bad: ") and "nowhere" in unknown
+    assert failed.startswith("model/bad: ") and "unknown technique 'unum'" in failed
+    with pytest.raises(ValueError, match="no page with cells at model/prose; there are model/bad, model/page"):
+        lab.run(["model/prose"], book / "lab", book / "book")

@@ -14,12 +14,13 @@ import pytest
 
 import taxonomy
 from kernels.simd import LANES
+from taxonomy import store as stores
 from taxonomy.fingerprint import ROOT
 from taxonomy.measure import machine, runner
 from taxonomy.measure.machine import describe, limits
 from taxonomy.measure.protocol import Contest, Missing, Protocol, Trial
 from taxonomy.measure.timing import interleave, orders
-from taxonomy.store import Store
+from taxonomy.store import Store, key
 
 tx = taxonomy.load()
 CHEAP = ("zero-space-ecc", "digits-mlp")
@@ -83,6 +84,32 @@ def test_a_deleted_record_is_the_only_one_measured_again(tmp_path):
     (only,) = runner.pending(tx, owed, store)
     assert (only.variant, dict(only.trial.setting)) == (gone["variant"], gone["setting"])
     assert runner.take(tx, only)["values"] == gone["values"]
+
+
+def test_records_that_nothing_owes_any_more_are_found_and_dropped_and_no_others(tmp_path):
+    address = tx["posit"].address
+    there = stores.reference.records(address)
+    given_up = [{**there[0], "variant": {"bits": 3}}, {**there[0], "workload": "gone"}, {**there[0], "seed": 99}]
+    store = Store("test", tmp_path)
+    store.write(address, [*there, *given_up])
+    found = runner.superfluous(tx, ["posit"], store)
+    assert sorted(map(key, found[address])) == sorted(map(key, given_up))
+    store.drop(address, map(key, found[address]))
+    assert runner.superfluous(tx, ["posit"], store) == {}
+    assert store.path(address).read_text() == stores.reference.path(address).read_text()
+
+
+def test_what_was_never_measured_takes_as_long_as_its_kind(monkeypatch, tmp_path):
+    monkeypatch.setattr(stores, "here", Store("here", tmp_path))
+    node = tx["posit"].model_copy(update={"id": "brand-new"})
+    jobs = [runner.Job(node, {}, "digits-mlp", Trial())]
+    took = [
+        record["provenance"]["seconds"]
+        for other in tx.find(kind="number-format")
+        for record in stores.reference.records(other.address)
+        if record["type"] == "quality"
+    ]
+    assert runner.estimate(tx, jobs)["brand-new", "quality"] == pytest.approx(sum(took) / len(took))
 
 
 def test_a_record_of_other_code_is_pending(tmp_path):

@@ -3,6 +3,8 @@
 import ast
 import importlib
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -77,3 +79,13 @@ def test_a_wrong_address_is_refused_with_what_would_be_right(house, address, kin
     with pytest.raises(ValueError, match=message):
         new(tx, address, kind)
     assert not (house / "kernels").exists()
+
+
+def test_what_is_written_has_the_house_s_style(house):
+    for number, kind in enumerate(tx.kinds):
+        new(tx, f"model/pruning/as-ruff-writes-it-{number}", kind)
+    shutil.copy(ROOT.parent / "pyproject.toml", house)
+    for command in (["check"], ["format", "--check"]):
+        ruff = [sys.executable, "-m", "ruff", *command, "--no-cache", "kernels", "tests"]
+        done = subprocess.run(ruff, text=True, capture_output=True, cwd=house)
+        assert done.returncode == 0, done.stdout + done.stderr
