@@ -30,6 +30,7 @@ def build(root: Path = ROOT, output: Path | None = None, jobs: int = JOBS, fresh
         0 if it was built without a warning.
     """
     from jupyter_book.sphinx import build_sphinx
+    from warm import warm
 
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ.setdefault(name, "1")  # inherited by the kernels of the pages
@@ -39,19 +40,20 @@ def build(root: Path = ROOT, output: Path | None = None, jobs: int = JOBS, fresh
     before = Path.cwd()
     os.chdir(root)  # the paths in _config.yml start here
     try:
-        result = build_sphinx(
-            root / "book",
-            output / "html",
-            doctreedir=doctrees,
-            noconfig=True,
-            path_config=root / "_config.yml",
-            confoverrides={"external_toc_path": str(root / "_toc.yml"), "latex_individualpages": False},
-            warningiserror=True,
-            keep_going=True,
-            freshenv=fresh,
-            jobs=jobs,
-            quiet=True,
-        )
+        with warm():
+            result = build_sphinx(
+                root / "book",
+                output / "html",
+                doctreedir=doctrees,
+                noconfig=True,
+                path_config=root / "_config.yml",
+                confoverrides={"external_toc_path": str(root / "_toc.yml"), "latex_individualpages": False},
+                warningiserror=True,
+                keep_going=True,
+                freshenv=fresh,
+                jobs=jobs,
+                quiet=True,
+            )
     finally:
         os.chdir(before)
     if isinstance(result, Exception) and jobs > 1:

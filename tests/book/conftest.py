@@ -52,7 +52,7 @@ class MiniHouse:
     def __init__(self, root: Path, pages: dict[str, str]):
         self.root, self.count = root, root / "count"
         (root / "book").mkdir(parents=True)
-        for name in ("_ext", "_static", "_extra", "build.py"):
+        for name in ("_ext", "_static", "_extra", "build.py", "warm.py"):
             source = BOOK / name
             (shutil.copytree if source.is_dir() else shutil.copy)(source, root / "book" / name)
         config = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))
