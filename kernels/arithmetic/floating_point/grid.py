@@ -436,7 +436,8 @@ class FloatFormat(NumberFormat):
                 raise ValueError(f"scale: expected a power of two from 2^{low} to 2^{high}, got {self.scale!r}")
 
     @property
-    def _grid(self) -> FloatGrid:
+    def grid(self) -> FloatGrid:
+        """What compiled loops need to know of the format."""
         return self._grid_at(0 if self.scale is None else frexp(self.scale)[1] - 1)
 
     def fit(self, x: Any) -> Self:
@@ -469,13 +470,13 @@ class FloatFormat(NumberFormat):
         return replace(self, scale=float(np.asarray(scales).reshape(())))  # type: ignore[type-var]
 
     def _round(self, numbers: np.ndarray, out: np.ndarray, first: int) -> None:
-        round_all(numbers, out, self._grid, self.rounding, first, self.seed)
+        round_all(numbers, out, self.grid, self.rounding, first, self.seed)
 
     def _encode(self, numbers: np.ndarray, codes: np.ndarray, first: int) -> None:
-        encode_all(numbers, codes, self._grid, self.rounding, first, self.seed)
+        encode_all(numbers, codes, self.grid, self.rounding, first, self.seed)
 
     def _decode(self, codes: np.ndarray, out: np.ndarray) -> None:
-        decode_all(codes, out, self._grid)
+        decode_all(codes, out, self.grid)
 
 
 def round_all(numbers: np.ndarray, out: np.ndarray, grid: FloatGrid, rounding: str, first: int, seed: int) -> None:

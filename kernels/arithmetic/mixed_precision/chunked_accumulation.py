@@ -32,29 +32,16 @@ import numpy as np
 from numba import njit
 
 from kernels.arithmetic.bits import as_float, as_pattern
-from kernels.arithmetic.floating_point.grid import FloatGrid, float_grid, nearest, round_all, stochastic
+from kernels.arithmetic.floating_point.grid import nearest, stochastic
+from kernels.arithmetic.mixed_precision.rounded_operands import FORMATS, RoundedOperands, grid_of
 from kernels.arithmetic.rounding import check_rounding, random_bits
-from kernels.arrays import as_array, describe, like
 
-__all__ = ["FORMATS", "ChunkedAccumulation", "Prepared", "grid_of", "plain_matmul", "significant_bits"]
+__all__ = ["ChunkedAccumulation", "plain_matmul", "significant_bits"]
 
-FORMATS: dict[str, dict[str, Any]] = {
-    "fp16": {"exponent_bits": 5, "mantissa_bits": 10},
-    "fp16-e6m9": {"exponent_bits": 6, "mantissa_bits": 9},
-    "bfloat16": {"exponent_bits": 8, "mantissa_bits": 7},
-    "fp8-e4m3": {"exponent_bits": 4, "mantissa_bits": 3, "specials": "nan", "saturate": True},
-    "fp8-e5m2": {"exponent_bits": 5, "mantissa_bits": 2, "saturate": True},
-}
-"""Formats by name; beside them there is "fp32"."""
 BLOCK = 64
 """Sums that are carried along side by side."""
 OTHER_SEED = 0x5BD1
 """Added to the seed where chunks are summed: they draw for themselves."""
-
-
-def grid_of(name: str) -> FloatGrid | None:
-    """The grid of a format; None for "fp32"."""
-    return None if name == "fp32" else float_grid(**FORMATS[name])
 
 
 def significant_bits(name: str) -> int:
@@ -65,7 +52,7 @@ def significant_bits(name: str) -> int:
     >>> significant_bits("fp32"), significant_bits("bfloat16")
     (24, 8)
     """
-    return 24 if name == "fp32" else FORMATS[name]["mantissa_bits"] + 1
+    return 24 if name == "fp32" else 24 - int(FORMATS[name].grid.shift)
 
 
 def plain_matmul(a: np.ndarray, b: np.ndarray, chunk: int, product: Any, accumulator: Any) -> np.ndarray:
@@ -93,26 +80,8 @@ def plain_matmul(a: np.ndarray, b: np.ndarray, chunk: int, product: Any, accumul
     return total
 
 
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """A right operand, rounded to the operator's format of operands."""
-
-    values: np.ndarray
-    bits: int
-    operator: Any
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.values.shape
-
-    @property
-    def nbytes(self) -> int:
-        """As stored: in the format's bits."""
-        return -(-self.values.size * self.bits // 8)
-
-
 @dataclass(frozen=True)
-class ChunkedAccumulation:
+class ChunkedAccumulation(RoundedOperands):
     """Products of matrices whose every product and every addition is rounded to a chosen format.
 
     Parameters
@@ -161,9 +130,8 @@ class ChunkedAccumulation:
             raise ValueError("rounding: stochastic rounding is for accumulators narrower than fp32")
 
     @property
-    def operand_bits(self) -> int:
-        """Bits of an operand as stored."""
-        return {"fp32": 32, "fp8-e4m3": 8, "fp8-e5m2": 8}.get(self.operands, 16)
+    def _operands(self) -> str:
+        return self.operands
 
     @property
     def operand_format(self) -> str:
@@ -173,59 +141,6 @@ class ChunkedAccumulation:
     def supports(self, layer: Any, format: Any = None) -> bool:
         """No layer of a stack: what runs here is FP32 that imitates the format."""
         return False
-
-    def prepare(self, w: Any) -> Prepared:
-        """Round the right operand, of shape (k, n), once.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If it is not real numbers in two dimensions.
-        """
-        return Prepared(self._rounded(as_array(w, "w", ndim=2, dtype=np.float32)), self.operand_bits, self)
-
-    def dot(self, a: Any, b: Any) -> np.float32:
-        """The sum of products of two vectors of the same length.
-
-        Raises
-        ------
-        ValueError
-            If they are not vectors of one length.
-        """
-        a, b = (as_array(x, name, ndim=1, dtype=np.float32) for x, name in ((a, "a"), (b, "b")))
-        return self.matmul(a[None], b[:, None])[0, 0]
-
-    def matmul(self, a: Any, b: Any) -> Any:
-        """The product of (m, k) and (k, n); either may be a tensor, the right one prepared.
-
-        Returns
-        -------
-        ndarray or Tensor of float32, (m, n)
-
-        Raises
-        ------
-        TypeError, ValueError
-            If the shapes do not fit, or the operand was prepared by another operator.
-        """
-        left = self._rounded(as_array(a, "a", ndim=2, dtype=np.float32))
-        if isinstance(b, Prepared):
-            if b.operator != self:
-                raise ValueError(f"b: prepared by {b.operator}, not by {self}")
-            right = b.values
-        else:
-            right = self._rounded(as_array(b, "b", ndim=2, dtype=np.float32))
-        if left.shape[1] != right.shape[0]:
-            raise ValueError(f"b: expected {left.shape[1]} rows, as a has columns, got {describe(right)}")
-        return like(self._product(left, right), a)
-
-    def _rounded(self, x: np.ndarray) -> np.ndarray:
-        grid = grid_of(self.operands)
-        x = np.require(x, requirements=["C", "W"])  # of one type for the compiled loops
-        if grid is None:
-            return x
-        out = np.empty_like(x)
-        round_all(x.reshape(-1), out.reshape(-1), grid, "nearest-even", 0, 0)
-        return out
 
     def _product(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         m, n = a.shape[0], b.shape[1]

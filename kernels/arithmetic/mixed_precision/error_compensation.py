@@ -38,16 +38,14 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from kernels.arithmetic.bits import as_float, as_pattern
-from kernels.arithmetic.floating_point.grid import FloatGrid, float_grid, nearest, round_all
+from kernels.arithmetic.floating_point.grid import nearest
+from kernels.arithmetic.mixed_precision.rounded_operands import RoundedOperands, grid_of
 from kernels.arrays import as_array, describe, like
 
-__all__ = ["METHODS", "ErrorCompensation", "Prepared", "plain_sum", "two_sum"]
+__all__ = ["METHODS", "ErrorCompensation", "plain_sum", "two_sum"]
 
 METHODS = ("dot2", "kahan", "neumaier", "plain")
-FORMATS: dict[str, dict[str, Any]] = {
-    "fp16": {"exponent_bits": 5, "mantissa_bits": 10},
-    "bfloat16": {"exponent_bits": 8, "mantissa_bits": 7},
-}
+FORMATS = ("fp32", "fp16", "bfloat16")
 BLOCK = 1024
 """Sums that are carried along side by side; they and their errors stay in the nearest cache."""
 
@@ -93,26 +91,8 @@ def plain_sum(terms: np.ndarray, method: str) -> Any:
     return s + c if method == "neumaier" else s
 
 
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """A right operand, rounded to the operator's format."""
-
-    values: np.ndarray
-    bits: int
-    operator: Any
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.values.shape
-
-    @property
-    def nbytes(self) -> int:
-        """As stored: in the format's bits."""
-        return -(-self.values.size * self.bits // 8)
-
-
 @dataclass(frozen=True)
-class ErrorCompensation:
+class ErrorCompensation(RoundedOperands):
     """Sums, products of matrices and updates of weights in one format throughout, their rounding errors carried along.
 
     Parameters
@@ -142,13 +122,12 @@ class ErrorCompensation:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method: expected {', '.join(METHODS)}, got {self.method!r}")
-        if self.format not in ("fp32", *FORMATS):
-            raise ValueError(f"format: expected fp32, {', '.join(FORMATS)}, got {self.format!r}")
+        if self.format not in FORMATS:
+            raise ValueError(f"format: expected {', '.join(FORMATS)}, got {self.format!r}")
 
     @property
-    def operand_bits(self) -> int:
-        """Bits of an operand as stored."""
-        return 32 if self.format == "fp32" else 16
+    def _operands(self) -> str:
+        return self.format
 
     def energy(self, macs: int, moved: int) -> float:
         """None is modelled: the table has coefficients for a multiply-add, not for the extra additions of one."""
@@ -168,16 +147,6 @@ class ErrorCompensation:
         name = "fp32" if format is None else format if isinstance(format, str) else type(format).__name__
         return self.format == "fp32" == name.lower() and isinstance(layer, torch.nn.Linear)
 
-    def prepare(self, w: Any) -> Prepared:
-        """Round the right operand, of shape (k, n), once.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If it is not real numbers in two dimensions.
-        """
-        return Prepared(self._rounded(as_array(w, "w", ndim=2, dtype=np.float32)), self.operand_bits, self)
-
     def sum(self, x: Any) -> np.float32:
         """The sum of a vector, from the first number to the last.
 
@@ -186,54 +155,17 @@ class ErrorCompensation:
         ValueError
             If it is no vector.
         """
-        x = as_array(x, "x", ndim=1, dtype=np.float32)
+        x = as_array(x, "x", ndim=1)
         return self.matmul(np.ones((1, x.size), np.float32), x[:, None])[0, 0]
 
-    def dot(self, a: Any, b: Any) -> np.float32:
-        """The sum of products of two vectors of the same length.
-
-        Raises
-        ------
-        ValueError
-            If they are not vectors of one length.
-        """
-        a, b = (as_array(x, name, ndim=1, dtype=np.float32) for x, name in ((a, "a"), (b, "b")))
-        return self.matmul(a[None], b[:, None])[0, 0]
-
-    def matmul(self, a: Any, b: Any) -> Any:
-        """The product of (m, k) and (k, n), every result a sum from the first term to the last.
-
-        Parameters
-        ----------
-        a : array_like or Tensor
-        b : array_like, Tensor or Prepared
-
-        Returns
-        -------
-        ndarray or Tensor of float32, (m, n)
-
-        Raises
-        ------
-        TypeError, ValueError
-            If the shapes do not fit, or the operand was prepared by another operator.
-        """
-        left = self._rounded(as_array(a, "a", ndim=2, dtype=np.float32))
-        if isinstance(b, Prepared):
-            if b.operator != self:
-                raise ValueError(f"b: prepared by {b.operator}, not by {self}")
-            right = b.values
-        else:
-            right = self._rounded(as_array(b, "b", ndim=2, dtype=np.float32))
-        if left.shape[1] != right.shape[0]:
-            raise ValueError(f"b: expected {left.shape[1]} rows, as a has columns, got {describe(right)}")
-        turned = left.shape[0] > right.shape[1]  # vectors lie along the longer side
+    def _product(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        turned = len(a) > b.shape[1]  # vectors lie along the longer side
         if turned:
-            left, right = np.ascontiguousarray(right.T), np.ascontiguousarray(left.T)
-        c = np.empty((left.shape[0], right.shape[1]), np.float32)
-        {"dot2": _dot2, "kahan": _kahan, "neumaier": _neumaier, "plain": _plain}[self.method](
-            left, right, c, self._grid
-        )
-        return like(np.ascontiguousarray(c.T) if turned else c, a)
+            a, b = np.ascontiguousarray(b.T), np.ascontiguousarray(a.T)
+        c = np.empty((len(a), b.shape[1]), np.float32)
+        sums = {"dot2": _dot2, "kahan": _kahan, "neumaier": _neumaier, "plain": _plain}[self.method]
+        sums(a, b, c, grid_of(self.format))
+        return np.ascontiguousarray(c.T) if turned else c
 
     def update(self, weight: Any, compensation: Any, change: Any) -> tuple[Any, Any]:
         """Add a change to weights stored in the format, with the errors of the updates before: one optimizer step.
@@ -264,29 +196,18 @@ class ErrorCompensation:
         if self.method not in ("kahan", "plain"):
             raise ValueError(f"method: an update is compensated by 'kahan', got {self.method!r}")
         named = {"weight": weight, "compensation": compensation, "change": change}
-        w, c, d = (self._rounded(as_array(x, name, dtype=np.float32)) for name, x in named.items())
+        w, c, d = (self._rounded(x, name) for name, x in named.items())
         for name, x in (("compensation", c), ("change", d)):
             if x.shape != w.shape:
                 raise ValueError(f"{name}: expected the shape of weight, {w.shape}, got {describe(x)}")
         new_w, new_c = np.empty_like(w), np.zeros_like(w)
         if self.method == "kahan":
-            _update(w.reshape(-1), c.reshape(-1), d.reshape(-1), new_w.reshape(-1), new_c.reshape(-1), self._grid)
+            _update(
+                w.reshape(-1), c.reshape(-1), d.reshape(-1), new_w.reshape(-1), new_c.reshape(-1), grid_of(self.format)
+            )
         else:
-            _add(w.reshape(-1), d.reshape(-1), new_w.reshape(-1), self._grid)
+            _add(w.reshape(-1), d.reshape(-1), new_w.reshape(-1), grid_of(self.format))
         return like(new_w, weight), like(new_c, weight)
-
-    @property
-    def _grid(self) -> FloatGrid | None:
-        return None if self.format == "fp32" else float_grid(**FORMATS[self.format])
-
-    def _rounded(self, x: np.ndarray) -> np.ndarray:
-        grid = self._grid
-        x = np.require(x, requirements=["C", "W"])  # of one type for the compiled loops
-        if grid is None:
-            return x
-        out = np.empty_like(x)
-        round_all(x.reshape(-1), out.reshape(-1), grid, "nearest-even", 0, 0)
-        return out
 
 
 @intrinsic

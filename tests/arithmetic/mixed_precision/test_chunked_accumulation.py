@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.arithmetic.mixed_precision.chunked_accumulation import (
-    FORMATS,
     ChunkedAccumulation,
     plain_matmul,
     significant_bits,
 )
+from kernels.arithmetic.mixed_precision.error_compensation import ErrorCompensation
+from kernels.arithmetic.mixed_precision.rounded_operands import FORMATS
 
 DTYPES = {
     "fp16": np.float16,
@@ -160,6 +161,15 @@ def test_overflow_is_infinity_in_float16_and_the_largest_number_in_fp8():
     x = np.full(3, 300.0)
     assert ChunkedAccumulation("fp32", "fp32", "fp16").dot(x, x) == np.inf
     assert ChunkedAccumulation("fp32", "fp32", "fp8-e4m3").dot(x, x) == 448
+
+
+@pytest.mark.parametrize("name", ["fp16", "bfloat16"])
+def test_operands_of_64_bits_are_rounded_once(name):
+    """Just above halfway between two numbers; through float32 it would be halfway, and go down to the even one."""
+    x = np.array([[1 + 2.0 ** -significant_bits(name) + 2.0**-40]])
+    expected = 1 + 2.0 ** (1 - significant_bits(name))
+    for operator in (ChunkedAccumulation(name, accumulator="fp32"), ErrorCompensation("plain", name)):
+        assert operator.matmul(x, np.ones((1, 1))) == operator.prepare(x).values == expected
 
 
 def test_operands_are_stored_in_their_bits():
