@@ -33,9 +33,10 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from kernels.arrays import as_array, describe, like
+from kernels.arithmetic.prepared_product import Prepared, PreparedProduct
+from kernels.arrays import as_array, describe
 
-__all__ = ["Prepared", "ResidueNumbers", "plain_matmul"]
+__all__ = ["InResidues", "ResidueNumbers", "plain_matmul"]
 
 
 SMALLEST = float(np.finfo(np.float32).tiny)
@@ -66,7 +67,7 @@ def plain_matmul(a: np.ndarray, b: np.ndarray, moduli: tuple[int, ...]) -> np.nd
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class InResidues(Prepared):
     """A right operand as residues of its quantized numbers, and their scale.
 
     Attributes
@@ -81,11 +82,6 @@ class Prepared:
     residues: np.ndarray
     scale: float
     bits: int
-    operator: Any
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.residues.shape[1:]
 
     @property
     def nbytes(self) -> int:
@@ -94,7 +90,7 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class ResidueNumbers:
+class ResidueNumbers(PreparedProduct):
     """Exact products of integer matrices in residues; floats are rounded to integers first, with one scale a matrix.
 
     Parameters
@@ -201,10 +197,6 @@ class ResidueNumbers:
             },
             "from residues": {"multiplications": 2 * channels, "additions": channels, "depth": channels + 2},
         }
-
-    def supports(self, layer: Any, format: Any = None) -> bool:
-        """No layer of a stack: what runs here imitates the channels."""
-        return False
 
     # --- integers ---------------------------------------------------------------------------------------------------
 
@@ -349,7 +341,7 @@ class ResidueNumbers:
 
     # --- floats -----------------------------------------------------------------------------------------------------
 
-    def prepare(self, w: Any) -> Prepared:
+    def prepare(self, w: Any) -> InResidues:
         """Round the right operand, of shape (k, n), to integers, and convert them once.
 
         Raises
@@ -358,28 +350,12 @@ class ResidueNumbers:
             If it is not finite real numbers in two dimensions.
         """
         integers, scale = self._quantized(as_array(w, "w", ndim=2, dtype=np.float32), "w")
-        return Prepared(self.to_residues(integers), scale, self.bits, self)
+        return InResidues(self, integers.shape, self.to_residues(integers), scale, self.bits)
 
-    def matmul(self, a: Any, b: Any) -> Any:
-        """The product of floats (m, k) and (k, n), rounded to integers first; the right one may be prepared.
-
-        Returns
-        -------
-        ndarray or Tensor of float32, (m, n)
-
-        Raises
-        ------
-        TypeError, ValueError
-            If the shapes do not fit, or numbers are not finite.
-        """
-        left, scale = self._quantized(as_array(a, "a", ndim=2, dtype=np.float32), "a")
-        right = b if isinstance(b, Prepared) else self.prepare(b)
-        if right.operator != self:
-            raise ValueError(f"b: prepared by {right.operator}, not by {self}")
-        if left.shape[1] != right.shape[0]:
-            raise ValueError(f"b: expected {left.shape[1]} rows, as a has columns, got shape {right.shape}")
-        product = self._product(self.to_residues(left), right.residues, self._terms)
-        return like((product * (scale * right.scale)).astype(np.float32), a)
+    def _times(self, x: np.ndarray, w: InResidues) -> np.ndarray:
+        left, scale = self._quantized(x.astype(np.float32, copy=False), "x")
+        product = self._product(self.to_residues(left), w.residues, self._terms)
+        return (product * (scale * w.scale)).astype(np.float32)
 
     def _quantized(self, x: np.ndarray, name: str) -> tuple[np.ndarray, float]:
         if not np.isfinite(x).all():

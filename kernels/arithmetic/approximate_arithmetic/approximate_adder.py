@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 
 from kernels.arithmetic.approximate_arithmetic.circuit_errors import circuit_errors
-from kernels.arithmetic.approximate_arithmetic.codes import Coded, CodedProduct, Prepared
+from kernels.arithmetic.approximate_arithmetic.codes import Coded, CodedProduct, InCodes
 from kernels.arrays import as_array, describe
 
 __all__ = ["ApproximateAdder", "plain_add"]
@@ -147,7 +147,7 @@ class ApproximateAdder(CodedProduct):
         every = np.arange(2**WIDTH)
         return circuit_errors(self.add(every[:, None], every[None, :]), every[:, None] + every[None, :])
 
-    def _times(self, a: Coded, w: Prepared) -> np.ndarray:
+    def _multiplied(self, a: Coded, w: InCodes) -> np.ndarray:
         k, coded = a.depth, w.coded
         most = 2 ** (ACCUMULATOR - (self.signs == "together")) // (2**WIDTH * 2**WIDTH)
         if k > most:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from kernels.arithmetic.approximate_arithmetic.circuit_errors import circuit_errors
-from kernels.arithmetic.approximate_arithmetic.codes import Coded, CodedProduct, Prepared
+from kernels.arithmetic.approximate_arithmetic.codes import Coded, CodedProduct, InCodes
 from kernels.arithmetic.approximate_arithmetic.table_product import signed_table, table_product
 from kernels.arrays import as_array, describe
 
@@ -183,7 +183,7 @@ class ApproximateMultiplier(CodedProduct):
         every = np.arange(2**WIDTH)
         return circuit_errors(self.table(), every[:, None] * every[None, :])
 
-    def _times(self, a: Coded, w: Prepared) -> np.ndarray:
+    def _multiplied(self, a: Coded, w: InCodes) -> np.ndarray:
         table = _signed(self, a.zero, w.coded.zero)
         k = a.depth
         sums = table_product(a.codes[:, :k], w.coded.codes[:, :k].T, table)

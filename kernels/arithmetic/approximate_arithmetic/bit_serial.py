@@ -14,7 +14,7 @@ from kernels.arithmetic.approximate_arithmetic.bit_planes import (
     planes_product,
     tile_shape,
 )
-from kernels.arithmetic.approximate_arithmetic.codes import Coded, CodedProduct, Prepared
+from kernels.arithmetic.approximate_arithmetic.codes import Coded, CodedProduct, InCodes
 from kernels.arrays import as_array, describe
 from kernels.simd import LANES
 
@@ -119,7 +119,7 @@ class BitSerial(CodedProduct):
     def _form(self, coded: Coded) -> Planes:
         return pack_planes(coded.codes, coded.bits, tile_shape(self._lanes)[1] * self._lanes)
 
-    def _times(self, a: Coded, w: Prepared) -> np.ndarray:
+    def _multiplied(self, a: Coded, w: InCodes) -> np.ndarray:
         return self._product(a, w.coded, w.form, np.empty((len(a.codes), w.shape[1]), np.float32))
 
     def _product(self, a: Coded, w: Coded, planes: Planes, out: np.ndarray) -> np.ndarray:

@@ -15,16 +15,17 @@ Source: symmetric rounding to integers as in Stripes (Judd et al., 2016); one bi
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from numba import njit
 
-from kernels.arrays import as_array, describe, is_tensor, like
+from kernels.arithmetic.prepared_product import Prepared, PreparedProduct
+from kernels.arrays import as_array
 
-__all__ = ["Coded", "CodedProduct", "Prepared", "code_rows", "plain_code_rows"]
+__all__ = ["Coded", "CodedProduct", "InCodes", "code_rows", "plain_code_rows"]
 
 
 RUN = 2**20
@@ -121,21 +122,17 @@ def code_rows(x: np.ndarray, bits: int, name: str, signed: bool | None = None) -
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
-    """A constant right operand in codes; made by `prepare`.
+class InCodes(Prepared):
+    """A constant right operand in codes.
 
     Attributes
     ----------
-    shape : tuple of int
-        (k, n), of the matrix that it was.
     coded : Coded
         Its columns.
     form
         What the operator that made it reads; None where it reads the codes.
     """
 
-    operator: CodedProduct
-    shape: tuple[int, int]
     coded: Coded
     form: Any = None
 
@@ -150,10 +147,10 @@ class Prepared:
         return self.shape[0] * self.shape[1] * self.coded.bits + 32 * self.shape[1]
 
 
-class CodedProduct(ABC):
-    """What the operators on codes share: rounding real operands to codes, and the checks.
+class CodedProduct(PreparedProduct):
+    """What the operators on codes share: rounding real operands to them, inputs by rows and weights by columns.
 
-    A subclass gives `_times`, and may give `_form` and other widths.
+    A subclass gives `_multiplied`, and may give `_form` and other widths.
     """
 
     arithmetic: ClassVar[str] = "this arithmetic"
@@ -171,7 +168,7 @@ class CodedProduct(ABC):
         """There is none: the cited table holds no coefficient for this arithmetic, and the error says so."""
         raise KeyError(f"no cited energy for {self.arithmetic}")
 
-    def prepare(self, w: Any) -> Prepared:
+    def prepare(self, w: Any) -> InCodes:
         """Round a constant right operand, once.
 
         Parameters
@@ -185,55 +182,18 @@ class CodedProduct(ABC):
         """
         matrix = as_array(w, "w", ndim=2, dtype=np.float32)
         coded = code_rows(matrix.T, self.weight_bits, "w", signed=True)
-        return Prepared(self, (matrix.shape[0], matrix.shape[1]), coded, self._form(coded))
+        return InCodes(self, (matrix.shape[0], matrix.shape[1]), coded, self._form(coded))
 
-    def matmul(self, x: Any, w: Any) -> Any:
-        """The product of real matrices, both rounded to codes: inputs row by row, weights column by column.
-
-        Parameters
-        ----------
-        x : array_like or torch.Tensor of shape (m, k)
-        w : array_like, torch.Tensor or Prepared of shape (k, n)
-
-        Returns
-        -------
-        numpy.ndarray or torch.Tensor of shape (m, n), float32
-            A tensor where an operand that was not prepared is one.
-
-        Raises
-        ------
-        TypeError
-            If an operand is not real numbers.
-        ValueError
-            If shapes do not fit, a number is infinite or NaN, or `w` was prepared by another operator.
-        """
-        right = w if isinstance(w, Prepared) else self.prepare(w)
-        if right.operator != self:
-            raise ValueError(f"w: it was prepared by {right.operator}, not by {self}")
-        left = as_array(x, "x", ndim=2, dtype=np.float32)
-        if left.shape[1] != right.shape[0]:
-            raise ValueError(
-                f"x: expected {right.shape[0]} columns, as many as w of shape {right.shape} has rows, got {describe(x)}"
-            )
-        coded = code_rows(left, self.input_bits, "x", self.signed_inputs)
-        return like(self._times(coded, right), next((t for t in (x, w) if is_tensor(t)), None))
-
-    def supports(self, layer: Any, format: Any = None) -> bool:
-        """Whether a layer in a number format runs here as that format: none does, since inputs are rounded row by row.
-
-        Parameters
-        ----------
-        layer : torch.nn.Module
-        format : str or NumberFormat, optional
-        """
-        return False
+    def _times(self, x: np.ndarray, w: InCodes) -> np.ndarray:
+        coded = code_rows(x.astype(np.float32, copy=False), self.input_bits, "x", self.signed_inputs)
+        return self._multiplied(coded, w)
 
     def _form(self, coded: Coded) -> Any:
-        """The constant operand as `_times` reads it."""
+        """The constant operand as `_multiplied` reads it."""
         return None
 
     @abstractmethod
-    def _times(self, a: Coded, w: Prepared) -> np.ndarray:
+    def _multiplied(self, a: Coded, w: InCodes) -> np.ndarray:
         """The product, float32 of shape (m, n)."""
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from kernels.arrays import as_array, describe, is_tensor, like
+from kernels.arithmetic.prepared_product import Prepared, PreparedProduct
+from kernels.arrays import as_array, describe
 
-__all__ = ["HashTrees", "LutMatmul", "Prepared", "learn_trees", "plain_encode", "plain_prototypes"]
+__all__ = ["HashTrees", "LutMatmul", "Tables", "learn_trees", "plain_encode", "plain_prototypes"]
 
 LEVELS = 4
 LEAVES = 2**LEVELS
@@ -102,20 +103,16 @@ def learn_trees(x: np.ndarray, subspace: int, ridge: float) -> HashTrees:
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
-    """A constant right operand as tables; made by `LutMatmul.prepare`.
+class Tables(Prepared):
+    """A constant right operand as tables.
 
     Attributes
     ----------
-    shape : tuple of int
-        (k, n), of the matrix that it was.
     tables : ndarray of uint8, shape (codebooks * 16, n)
         The product of each prototype with each column, above the smallest of its codebook, in units of `scales`.
     scales, offsets : ndarray of float32, shape (n,)
     """
 
-    operator: LutMatmul
-    shape: tuple[int, int]
     trees: HashTrees
     tables: np.ndarray
     scales: np.ndarray
@@ -129,7 +126,7 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class LutMatmul:
+class LutMatmul(PreparedProduct):
     """Matrix product without multiplications: hash a row, look up products of its prototypes, add.
 
         A ~ G P,    A B ~ G (P B),      G one-hot: one prototype of 16 for each codebook
@@ -201,7 +198,7 @@ class LutMatmul:
             )
         return replace(self, _trees=learn_trees(rows, self.subspace, self.ridge))
 
-    def prepare(self, w: Any) -> Prepared:
+    def prepare(self, w: Any) -> Tables:
         """Multiply the prototypes by a constant right operand, once, and round the products to 8 bits.
 
         Parameters
@@ -226,57 +223,20 @@ class LutMatmul:
         scales = (products.max(1) - lowest).max(0) / 255 if len(products) else np.zeros(matrix.shape[1])
         steps = np.where(scales > 0, scales, 1)
         tables = np.rint((products - lowest[:, None, :]) / steps).astype(np.uint8).reshape(-1, matrix.shape[1])
-        return Prepared(
+        return Tables(
             self, (matrix.shape[0], matrix.shape[1]), trees, tables,
             steps.astype(np.float32), lowest.sum(0).astype(np.float32),
         )  # fmt: skip
 
-    def matmul(self, x: Any, w: Any) -> Any:
-        """The product of X and W, nearly.
-
-        Parameters
-        ----------
-        x : array_like or torch.Tensor of shape (m, k)
-        w : array_like, torch.Tensor or Prepared of shape (k, n)
-
-        Returns
-        -------
-        numpy.ndarray or torch.Tensor of shape (m, n), float32
-            A tensor where an operand that was not prepared is one. A NaN in a row hashes like the smallest number.
-
-        Raises
-        ------
-        TypeError
-            If an operand is not real numbers.
-        ValueError
-            If shapes do not fit, or `w` was prepared by an operator of other parameters.
-        """
-        right = w if isinstance(w, Prepared) else self.prepare(w)
-        if right.operator != self:
-            raise ValueError(f"w: it was prepared by {right.operator}, not by {self}")
-        left = as_array(x, "x", ndim=2, dtype=np.float32)
-        if left.shape[1] != right.shape[0]:
-            raise ValueError(
-                f"x: expected {right.shape[0]} columns, as many as w of shape {right.shape} has rows, got {describe(x)}"
-            )
-        codes = encode(left, right.trees)
-        out = np.empty((len(left), right.shape[1]), np.float32)
-        _look_up(codes, right.tables, right.scales, right.offsets, out)
-        return like(out, next((t for t in (x, w) if is_tensor(t)), None))
+    def _times(self, x: np.ndarray, w: Tables) -> np.ndarray:
+        codes = encode(x.astype(np.float32, copy=False), w.trees)
+        out = np.empty((len(x), w.shape[1]), np.float32)
+        _look_up(codes, w.tables, w.scales, w.offsets, out)
+        return out
 
     def energy(self, macs: int, moved: int) -> float:
         """There is none: the cited table has no coefficient for a lookup in a table of 16 entries."""
         raise KeyError(f"no cited energy for {self.arithmetic}")
-
-    def supports(self, layer: Any, format: Any = None) -> bool:
-        """Whether a layer in a number format runs here as that format: none does, the product is not that of a format.
-
-        Parameters
-        ----------
-        layer : torch.nn.Module
-        format : str or NumberFormat, optional
-        """
-        return False
 
 
 def encode(x: np.ndarray, trees: HashTrees) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit
 
 from kernels.arithmetic.approximate_arithmetic.bit_planes import Planes, pack_words, planes_product, tile_shape
-from kernels.arithmetic.approximate_arithmetic.codes import Coded, CodedProduct, Prepared
+from kernels.arithmetic.approximate_arithmetic.codes import Coded, CodedProduct, InCodes
 from kernels.arithmetic.rounding import random_bits
 from kernels.simd import LANES
 
@@ -148,7 +148,7 @@ class StochasticComputing(CodedProduct):
         up, down = self._halves(coded, slice(None), 1)
         return {"same": self._packed(np.hstack([up, down]), width), "other": self._packed(np.hstack([down, up]), width)}
 
-    def _times(self, a: Coded, w: Prepared) -> np.ndarray:
+    def _multiplied(self, a: Coded, w: InCodes) -> np.ndarray:
         m, n, k, length = len(a.codes), w.shape[1], a.depth, self.length
         total, tall, lanes = np.zeros((m, n), np.int64), tile_shape(LANES // 2)[0], LANES // 2
         each = length // 64 * (1 if self.adder == "mux" else k) * (1 if self.coding == "bipolar" else 2)

@@ -138,10 +138,6 @@ class ChunkedAccumulation(RoundedOperands):
         """What a multiply-add costs in energy is cited for FP32 and FP16 into FP32 only."""
         return self.operands if self.accumulator == "fp32" else f"{self.operands} into {self.accumulator}"
 
-    def supports(self, layer: Any, format: Any = None) -> bool:
-        """No layer of a stack: what runs here is FP32 that imitates the format."""
-        return False
-
     def _product(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         m, n = a.shape[0], b.shape[1]
         product, accumulator = grid_of(self.product), grid_of(self.accumulator)

@@ -196,7 +196,7 @@ class ErrorCompensation(RoundedOperands):
         if self.method not in ("kahan", "plain"):
             raise ValueError(f"method: an update is compensated by 'kahan', got {self.method!r}")
         named = {"weight": weight, "compensation": compensation, "change": change}
-        w, c, d = (self._rounded(x, name) for name, x in named.items())
+        w, c, d = (self._rounded(as_array(x, name)) for name, x in named.items())
         for name, x in (("compensation", c), ("change", d)):
             if x.shape != w.shape:
                 raise ValueError(f"{name}: expected the shape of weight, {w.shape}, got {describe(x)}")

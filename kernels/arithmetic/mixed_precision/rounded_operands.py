@@ -11,7 +11,7 @@ Examples
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +22,10 @@ from kernels.arithmetic.floating_point.fp8 import FP8
 from kernels.arithmetic.floating_point.fp16 import FP16
 from kernels.arithmetic.floating_point.grid import FloatFormat, FloatGrid
 from kernels.arithmetic.floating_point.minifloat import Minifloat
-from kernels.arrays import as_array, describe, like
+from kernels.arithmetic.prepared_product import Prepared, PreparedProduct
+from kernels.arrays import as_array
 
-__all__ = ["FORMATS", "Prepared", "RoundedOperands", "grid_of"]
+__all__ = ["FORMATS", "Rounded", "RoundedOperands", "grid_of"]
 
 FORMATS: dict[str, FloatFormat] = {
     "fp16": FP16(),
@@ -42,16 +43,11 @@ def grid_of(name: str) -> FloatGrid | None:
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class Rounded(Prepared):
     """A right operand, rounded to the operator's format of operands."""
 
     values: np.ndarray
     bits: int
-    operator: Any
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.values.shape
 
     @property
     def nbytes(self) -> int:
@@ -59,7 +55,7 @@ class Prepared:
         return -(-self.values.size * self.bits // 8)
 
 
-class RoundedOperands(ABC):
+class RoundedOperands(PreparedProduct):
     """What its subclasses, frozen dataclasses, share: operands are rounded once, to the nearest, and multiplied."""
 
     @property
@@ -76,7 +72,7 @@ class RoundedOperands(ABC):
         """Bits of an operand as stored."""
         return 32 if self._operands == "fp32" else FORMATS[self._operands].bits
 
-    def prepare(self, w: Any) -> Prepared:
+    def prepare(self, w: Any) -> Rounded:
         """Round the right operand, of shape (k, n), once.
 
         Raises
@@ -84,7 +80,8 @@ class RoundedOperands(ABC):
         TypeError, ValueError
             If it is not real numbers in two dimensions.
         """
-        return self._prepared(w, "w")
+        values = self._rounded(as_array(w, "w", ndim=2))
+        return Rounded(self, (values.shape[0], values.shape[1]), values, self.operand_bits)
 
     def dot(self, a: Any, b: Any) -> np.float32:
         """The sum of products of two vectors of the same length.
@@ -97,37 +94,11 @@ class RoundedOperands(ABC):
         a, b = (as_array(x, name, ndim=1) for x, name in ((a, "a"), (b, "b")))
         return self.matmul(a[None], b[:, None])[0, 0]
 
-    def matmul(self, a: Any, b: Any) -> Any:
-        """The product of (m, k) and (k, n).
+    def _times(self, x: np.ndarray, w: Rounded) -> np.ndarray:
+        return self._product(self._rounded(x), w.values)
 
-        Parameters
-        ----------
-        a : array_like or Tensor
-        b : array_like, Tensor or Prepared
-
-        Returns
-        -------
-        ndarray or Tensor of float32, (m, n)
-
-        Raises
-        ------
-        TypeError, ValueError
-            If the shapes do not fit, or the operand was prepared by another operator.
-        """
-        left = self._rounded(a, "a", ndim=2)
-        right = b if isinstance(b, Prepared) else self._prepared(b, "b")
-        if right.operator != self:
-            raise ValueError(f"b: prepared by {right.operator}, not by {self}")
-        if left.shape[1] != right.shape[0]:
-            raise ValueError(f"b: expected {left.shape[1]} rows, as a has columns, got {describe(right.values)}")
-        return like(self._product(left, right.values), a)
-
-    def _prepared(self, x: Any, name: str) -> Prepared:
-        return Prepared(self._rounded(x, name, ndim=2), self.operand_bits, self)
-
-    def _rounded(self, x: Any, name: str, ndim: int | None = None) -> np.ndarray:
+    def _rounded(self, numbers: np.ndarray) -> np.ndarray:
         """Float32 of one memory layout for the compiled loops; what is no float32 is rounded from float64, once."""
-        numbers = as_array(x, name, ndim=ndim)
         if self._operands != "fp32":
             wide = numbers if numbers.dtype == np.float32 else numbers.astype(np.float64)
             numbers = FORMATS[self._operands].round(wide)

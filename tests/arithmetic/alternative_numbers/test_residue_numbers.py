@@ -149,7 +149,7 @@ def test_what_a_result_costs_is_counted():
         (lambda: ResidueNumbers(bits=1), "bits: expected an integer from 2 to 16, got 1"),
         (lambda: ResidueNumbers("3 4 5"), "moduli: the product of two 8-bit integers leaves the range"),
         (lambda: ResidueNumbers().multiply(np.ones((2, 3), int), np.ones((4, 2), int)), "b: expected 3 rows"),
-        (lambda: ResidueNumbers().matmul(np.ones((2, 3)), np.ones((4, 2))), "b: expected 3 rows"),
+        (lambda: ResidueNumbers().matmul(np.ones((2, 3)), np.ones((4, 2))), "x: expected 4 columns"),
         (lambda: ResidueNumbers().multiply([[5000]], [[1]]), "a, b: products up to 5000² leave the range"),
         (
             lambda: ResidueNumbers("32749 32719 32717 32713").multiply(
@@ -157,10 +157,10 @@ def test_what_a_result_costs_is_counted():
             ),
             "a, b: sums of 64 products up to 536870912² leave 64 bits",
         ),
-        (lambda: ResidueNumbers().matmul([[np.nan]], [[1]]), "a: expected finite numbers"),
+        (lambda: ResidueNumbers().matmul([[np.nan]], [[1]]), "x: expected finite numbers"),
         (lambda: ResidueNumbers().prepare([[np.inf]]), "w: expected finite numbers"),
         (lambda: ResidueNumbers().relu(np.ones((2, 3), int)), "residues: expected 3 channels"),
-        (lambda: ResidueNumbers(bits=7).matmul([[1.0]], ResidueNumbers().prepare([[1.0]])), "b: prepared by"),
+        (lambda: ResidueNumbers(bits=7).matmul([[1.0]], ResidueNumbers().prepare([[1.0]])), "w: it was prepared by"),
     ],
 )
 def test_what_is_wrong_is_said(make, message):

@@ -189,14 +189,14 @@ def test_operands_are_stored_in_their_bits():
         (lambda: ChunkedAccumulation(chunk=0), "chunk: expected a positive integer, got 0"),
         (lambda: ChunkedAccumulation(rounding="up"), "rounding: expected nearest-even or stochastic, got 'up'"),
         (lambda: ChunkedAccumulation(accumulator="fp32", rounding="stochastic"), "narrower than fp32"),
-        (lambda: ChunkedAccumulation().matmul(np.ones((2, 3)), np.ones((4, 2))), r"b: expected 3 rows.*\(4, 2\)"),
-        (lambda: ChunkedAccumulation().matmul(np.ones(3), np.ones((3, 2))), "a: expected an array of 2 dimensions"),
+        (lambda: ChunkedAccumulation().matmul(np.ones((2, 3)), np.ones((4, 2))), r"x: expected 4 columns.*\(2, 3\)"),
+        (lambda: ChunkedAccumulation().matmul(np.ones(3), np.ones((3, 2))), "x: expected an array of 2 dimensions"),
         (lambda: ChunkedAccumulation().dot(np.ones((1, 3)), np.ones(3)), "a: expected an array of 1 dimensions"),
         (
             lambda: ChunkedAccumulation(chunk=2).matmul(
                 np.ones((2, 3)), ChunkedAccumulation().prepare(np.ones((3, 2)))
             ),
-            "b: prepared by ChunkedAccumulation",
+            "w: it was prepared by ChunkedAccumulation",
         ),
     ],
 )

@@ -163,13 +163,13 @@ def test_storage_energy_and_layers():
     [
         (lambda: ErrorCompensation("pairwise"), "method: expected dot2, kahan, neumaier, plain, got 'pairwise'"),
         (lambda: ErrorCompensation(format="fp8"), "format: expected fp32, fp16, bfloat16, got 'fp8'"),
-        (lambda: ErrorCompensation().matmul(np.ones((2, 3)), np.ones((4, 2))), r"b: expected 3 rows.*\(4, 2\)"),
+        (lambda: ErrorCompensation().matmul(np.ones((2, 3)), np.ones((4, 2))), r"x: expected 4 columns.*\(2, 3\)"),
         (lambda: ErrorCompensation().sum(np.ones((2, 2))), "x: expected an array of 1 dimensions"),
         (lambda: ErrorCompensation().update([1.0], [0.0], [1.0]), "method: an update is compensated by 'kahan'"),
         (lambda: ErrorCompensation("kahan").update([1.0], [0.0, 0.0], [1.0]), r"compensation: expected the shape"),
         (
             lambda: ErrorCompensation("kahan").matmul(np.ones((2, 3)), ErrorCompensation().prepare(np.ones((3, 2)))),
-            "b: prepared by ErrorCompensation",
+            "w: it was prepared by ErrorCompensation",
         ),
     ],
 )
