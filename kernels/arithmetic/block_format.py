@@ -129,13 +129,7 @@ class BlockFormat(NumberFormat):
         TypeError, ValueError
             If codes or scales have another type or shape than `encode` gives them, or codes have more bits.
         """
-        codes, shape = np.asarray(encoded.codes), tuple(encoded.shape)
-        if codes.dtype != self.code_dtype:
-            raise TypeError(f"encoded: expected codes of dtype {np.dtype(self.code_dtype)}, got {describe(codes)}")
-        if codes.shape != shape:
-            raise ValueError(f"encoded: expected codes of shape {shape}, got {describe(codes)}")
-        if codes.size and int(codes.max()) >> self.bits:
-            raise ValueError(f"encoded: expected codes below 2^{self.bits}, got {int(codes.max())}")
+        codes, shape = self._codes(encoded), tuple(encoded.shape)
         if encoded.scales is None:
             raise ValueError("encoded: expected scales, got none")
         scales = np.asarray(encoded.scales)
@@ -361,3 +355,18 @@ def power_of_two_scales(largest: np.ndarray, scales: np.ndarray, reach: int) -> 
         The exponent of the largest element at scale one.
     """
     _power_of_two_scales(largest.view(np.int32), scales.view(np.int32), reach)
+
+
+@njit(cache=True, nogil=True)
+def decode_by_table(codes, out, row, block, scales, table):
+    """Contiguous rows of codes: what the table says of a code, times the scale of its block."""
+    at = 0
+    for start in range(0, codes.size, row):
+        end = min(start + row, codes.size)
+        for first in range(start, end, block):
+            stop = min(first + block, end)
+            own, numbers = codes[first:stop], out[first:stop]
+            scale = scales[at]
+            at += 1
+            for i in range(own.size):
+                numbers[i] = table[own[i]] * scale

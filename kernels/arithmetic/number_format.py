@@ -131,6 +131,13 @@ class NumberFormat(ABC):
         TypeError, ValueError
             If the codes have another type, another shape, or more bits than the format gives them.
         """
+        codes, shape = self._codes(encoded), tuple(encoded.shape)
+        out = np.empty(shape, self.dtype)
+        own = self if encoded.scales is None else self._scaled(encoded.scales)
+        own._decode(np.ascontiguousarray(codes).reshape(-1), out.reshape(-1))
+        return out
+
+    def _codes(self, encoded: Encoded) -> np.ndarray:
         codes, shape = np.asarray(encoded.codes), tuple(encoded.shape)
         if codes.dtype != self.code_dtype:
             raise TypeError(f"encoded: expected codes of dtype {np.dtype(self.code_dtype)}, got {describe(codes)}")
@@ -138,10 +145,7 @@ class NumberFormat(ABC):
             raise ValueError(f"encoded: expected codes of shape {shape}, got {describe(codes)}")
         if codes.size and int(codes.max()) >> self.bits:
             raise ValueError(f"encoded: expected codes below 2^{self.bits}, got {int(codes.max())}")
-        out = np.empty(shape, self.dtype)
-        own = self if encoded.scales is None else self._scaled(encoded.scales)
-        own._decode(np.ascontiguousarray(codes).reshape(-1), out.reshape(-1))
-        return out
+        return codes
 
     def fit(self, x: Any) -> Self:
         """The format with its scales chosen for `x`; a format without scales is its own fit."""

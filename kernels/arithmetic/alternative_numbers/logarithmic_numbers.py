@@ -32,14 +32,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import log
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numba import njit
 
 from kernels.arithmetic.bits import cast, shift_right
-from kernels.arithmetic.number_format import Encoded, NumberFormat
-from kernels.arrays import as_array, describe
+from kernels.arithmetic.exponent_format import ExponentFormat
+from kernels.arithmetic.number_format import Encoded
+from kernels.arrays import describe
 
 __all__ = ["METHODS", "LogarithmicNumbers", "logarithmic_round"]
 
@@ -77,7 +78,7 @@ def logarithmic_round(x: np.ndarray, bits: int, fraction_bits: int, exponent: in
 
 
 @dataclass(frozen=True)
-class LogarithmicNumbers(NumberFormat):
+class LogarithmicNumbers(ExponentFormat):
     """Sign and logarithm, x = (-1)^s 2^(E + (c - L) / 2^F); a code is s and then c.
 
     Parameters
@@ -119,28 +120,12 @@ class LogarithmicNumbers(NumberFormat):
         low, high = max(self.bits - 8, 0), min(self.bits - 2, 12)
         if self.fraction_bits not in range(low, high + 1):
             raise ValueError(f"fraction_bits: expected an integer from {low} to {high}, got {self.fraction_bits!r}")
-        if self.exponent is not None and self.exponent not in range(self._lowest, 128):
-            raise ValueError(f"exponent: expected an integer from {self._lowest} to 127, got {self.exponent!r}")
+        self._check_exponent()
 
-    def fit(self, x: Any) -> Self:
-        """The smallest exponent with max |x| <= 2^E.
-
-        Raises
-        ------
-        ValueError
-            If a number is NaN or infinite.
-        """
-        super().fit(x)
-        numbers = as_array(x, "x")
-        largest = max(float(numbers.max()), -float(numbers.min())) if numbers.size else 0.0
-        if not np.isfinite(largest):
-            raise ValueError("x: expected finite numbers to fit an exponent to, got NaN or infinity")
+    def _exponent_for(self, largest: float) -> int:
+        """The smallest E with max |x| <= 2^E."""
         mantissa, exponent = np.frexp(largest)
-        return self._at(int(exponent) - (mantissa == 0.5) if largest else 0)
-
-    def stored_bits(self, shape: tuple[int, ...]) -> int:
-        """The codes, and eight bits for the exponent."""
-        return super().stored_bits(shape) + 8
+        return int(exponent) - (mantissa == 0.5)
 
     def multiply(self, a: Encoded, b: Encoded) -> Encoded:
         """Products of encoded numbers, a sum of integers each: exact, where they do not leave the range.
@@ -217,12 +202,9 @@ class LogarithmicNumbers(NumberFormat):
         return sum(map(len, _tables(self.fraction_bits) if method == "table" else _knots(self.fraction_bits)))
 
     @property
-    def _lowest(self) -> int:
-        """The least E by which half of the smallest number is a normal float32."""
-        return -125 + -(-(2 ** (self.bits - 1) - 2) // 2**self.fraction_bits)
-
-    def _at(self, exponent: int) -> Self:
-        return replace(self, exponent=min(max(int(exponent), self._lowest), 127))
+    def _exponents(self) -> tuple[int, int]:
+        """From the least by which half of the smallest number is a normal float32."""
+        return -125 + -(-(2 ** (self.bits - 1) - 2) // 2**self.fraction_bits), 127
 
     def _functions(self, method: str) -> tuple[Any, Any]:
         if method not in METHODS:
@@ -258,19 +240,6 @@ class LogarithmicNumbers(NumberFormat):
         some = some & (1 - c <= 2**f)  # rounded to a code, less than half of the smallest is zero
         codes = np.where(some, np.clip(c, 1, largest) | sign << (self.bits - 1), 0).astype(self.code_dtype)
         return Encoded(codes, self._scales(), codes.shape)
-
-    def _fitted(self, x: np.ndarray) -> LogarithmicNumbers:
-        return self.fit(x) if self.exponent is None else self
-
-    def _scales(self) -> np.ndarray:
-        return np.array([2.0 ** (self.exponent or 0)], np.float32)
-
-    def _scaled(self, scales: np.ndarray) -> LogarithmicNumbers:
-        scale = np.asarray(scales, np.float32)
-        mantissas, exponents = np.frexp(scale)
-        if scale.shape != (1,) or mantissas[0] != 0.5:
-            raise ValueError(f"encoded: expected one power of two as a scale, got {scale}")
-        return replace(self, exponent=int(exponents[0]) - 1)
 
     @property
     def _lowest_k(self) -> int:

@@ -23,14 +23,15 @@ array([ 1.   , -0.5  ,  0.5  ,  0.25 ,  0.125,  0.   ], dtype=float32)
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numba import njit
 
 from kernels.arithmetic.bits import cast
-from kernels.arithmetic.number_format import Encoded, NumberFormat
+from kernels.arithmetic.exponent_format import ExponentFormat
+from kernels.arithmetic.number_format import Encoded
 from kernels.arrays import as_array, describe
 
 __all__ = ["PowerOfTwo", "power_of_two_round"]
@@ -61,7 +62,7 @@ def power_of_two_round(x: np.ndarray, bits: int, exponent: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class PowerOfTwo(NumberFormat):
+class PowerOfTwo(ExponentFormat):
     """Zero and signed powers of two, x = s 2^n with n2 <= n <= n1; a code is: not zero, sign, n - n2.
 
     Parameters
@@ -97,34 +98,17 @@ class PowerOfTwo(NumberFormat):
     def __post_init__(self) -> None:
         if self.bits not in range(2, 9):
             raise ValueError(f"bits: expected an integer from 2 to 8, got {self.bits!r}")
-        if self.exponent is not None and self.exponent not in range(self._lowest, 128):
-            raise ValueError(f"exponent: expected an integer from {self._lowest} to 127, got {self.exponent!r}")
+        self._check_exponent()
 
     @property
     def smallest(self) -> int:
         """n2, the exponent of the smallest power of two."""
         return (0 if self.exponent is None else self.exponent) + 1 - 2 ** (self.bits - 2)
 
-    def fit(self, x: Any) -> Self:
-        """The window whose top, 2^n1, is where the largest magnitude is rounded to.
-
-        Raises
-        ------
-        ValueError
-            If a number is NaN or infinite.
-        """
-        super().fit(x)
-        numbers = as_array(x, "x")
-        largest = max(float(numbers.max()), -float(numbers.min())) if numbers.size else 0.0
-        if not np.isfinite(largest):
-            raise ValueError("x: expected finite numbers to fit exponents to, got NaN or infinity")
+    def _exponent_for(self, largest: float) -> int:
+        """n1, where the largest magnitude is rounded to 2^n1."""
         mantissa, exponent = np.frexp(largest)  # 1/2 <= mantissa < 1; from 3/4 on the next power is as near
-        top = int(exponent) - (mantissa < 0.75) if largest else 0
-        return replace(self, exponent=min(max(int(top), self._lowest), 127))
-
-    def stored_bits(self, shape: tuple[int, ...]) -> int:
-        """The codes, and eight bits for the window's exponent."""
-        return super().stored_bits(shape) + 8
+        return int(exponent) - (mantissa < 0.75) if largest else 0
 
     def multiply(self, q: Any, weights: Encoded) -> np.ndarray:
         """Integers times encoded powers of two, by shifts alone.
@@ -155,22 +139,9 @@ class PowerOfTwo(NumberFormat):
         return np.where(some == 1, np.where(negative == 1, -shifted, shifted), 0)
 
     @property
-    def _lowest(self) -> int:
-        """The least n1 by which half of 2^n2 is a normal float32."""
-        return 2 ** (self.bits - 2) - 126
-
-    def _fitted(self, x: np.ndarray) -> PowerOfTwo:
-        return self.fit(x) if self.exponent is None else self
-
-    def _scales(self) -> np.ndarray:
-        return np.array([2.0 ** (self.exponent or 0)], np.float32)
-
-    def _scaled(self, scales: np.ndarray) -> PowerOfTwo:
-        scale = np.asarray(scales, np.float32)
-        mantissas, exponents = np.frexp(scale)
-        if scale.shape != (1,) or mantissas[0] != 0.5:
-            raise ValueError(f"encoded: expected one power of two as a scale, got {scale}")
-        return replace(self, exponent=int(exponents[0]) - 1)
+    def _exponents(self) -> tuple[int, int]:
+        """From the least n1 by which half of 2^n2 is a normal float32."""
+        return 2 ** (self.bits - 2) - 126, 127
 
     @property
     def _patterns(self) -> tuple[np.int32, np.int32]:

@@ -44,6 +44,7 @@ from numba import njit
 from kernels.arithmetic.bits import as_float, as_pattern
 from kernels.arithmetic.block_format import (
     BlockFormat,
+    decode_by_table,
     in_blocks,
     largest_exponents,
     power_of_two_scales,
@@ -206,7 +207,7 @@ class Microscaling(BlockFormat):
         if self.element == "int8":
             decode_integers(codes, out, row, block, scales, 8)
         else:
-            _decode(codes, out, row, block, scales, _constants(self.element).table)
+            decode_by_table(codes, out, row, block, scales, _constants(self.element).table)
 
     def _layout_of_floats(self) -> tuple[int, int, np.float32]:
         """Mantissa bits, smallest exponent of a normal element and largest element."""
@@ -269,17 +270,3 @@ def _encode(x, codes, row, block, scales, mantissa_bits, smallest, most, sign_pl
                 code = normal if element >= least else np.int32(np.float32(element * steps))
                 sign = np.int32(np.int32(np.int32(as_pattern(numbers[i]) >> np.int32(31)) & np.int32(1)) << sign_place)
                 own[i] = np.int32(np.int32(code | sign) & keep)
-
-
-@njit(cache=True, nogil=True)
-def _decode(codes, out, row, block, scales, table):
-    at = 0
-    for start in range(0, codes.size, row):
-        end = min(start + row, codes.size)
-        for first in range(start, end, block):
-            stop = min(first + block, end)
-            own, numbers = codes[first:stop], out[first:stop]
-            scale = scales[at]
-            at += 1
-            for i in range(own.size):
-                numbers[i] = table[own[i]] * scale

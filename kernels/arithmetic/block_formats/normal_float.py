@@ -36,7 +36,7 @@ from math import prod
 import numpy as np
 from numba import njit
 
-from kernels.arithmetic.block_format import BlockFormat, in_blocks, same_order
+from kernels.arithmetic.block_format import BlockFormat, decode_by_table, in_blocks, same_order
 
 __all__ = ["LEVELS", "NormalFloat", "double_quantize", "dynamic_tree", "normal_float_round"]
 
@@ -202,7 +202,7 @@ class NormalFloat(BlockFormat):
         _encode(numbers, codes, row, block, largest, BELOW, WITHIN)
 
     def _decode_blocks(self, codes, out, row, block, scales) -> None:
-        _decode(codes, out, row, block, scales, LEVELS)
+        decode_by_table(codes, out, row, block, scales, LEVELS)
 
 
 # Between -1 and 1 lie 32 cells of equal width, each with one middle at most, and no middle near an edge. So the cell of
@@ -255,17 +255,3 @@ def _encode(x, codes, row, block, largest, below, within):
             at += 1
             for i in range(numbers.size):
                 own[i] = _code(numbers[i], top, inverse, below, within)
-
-
-@njit(cache=True, nogil=True)
-def _decode(codes, out, row, block, scales, levels):
-    at = 0
-    for start in range(0, codes.size, row):
-        end = min(start + row, codes.size)
-        for first in range(start, end, block):
-            stop = min(first + block, end)
-            own, numbers = codes[first:stop], out[first:stop]
-            scale = scales[at]
-            at += 1
-            for i in range(own.size):
-                numbers[i] = levels[own[i]] * scale

@@ -31,15 +31,15 @@ Examples
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 
+from kernels.arithmetic.exponent_format import ExponentFormat
 from kernels.arithmetic.fixed_point.steps import MODES, decode_steps, encode_steps, refuse_nan, round_steps, steps
-from kernels.arithmetic.number_format import NumberFormat, _floats
+from kernels.arithmetic.number_format import _floats
 from kernels.arithmetic.rounding import check_rounding
-from kernels.arrays import as_array
 
 __all__ = ["DynamicFixedPoint", "dynamic_round", "overflows"]
 
@@ -86,7 +86,7 @@ def overflows(x: np.ndarray, bits: int, exponent: int) -> float:
 
 
 @dataclass(frozen=True)
-class DynamicFixedPoint(NumberFormat):
+class DynamicFixedPoint(ExponentFormat):
     """Integers with a shared power of two, x = k 2^e; a code is k in two's complement.
 
     Parameters
@@ -128,28 +128,16 @@ class DynamicFixedPoint(NumberFormat):
         check_rounding(self.rounding)
         if not 0 <= self.overflow_rate < 1:
             raise ValueError(f"overflow_rate: expected a share from 0 to below 1, got {self.overflow_rate!r}")
-        if self.exponent is not None and self.exponent not in range(-126, 129 - self.bits):
-            raise ValueError(f"exponent: expected an integer from -126 to {128 - self.bits}, got {self.exponent!r}")
+        self._check_exponent()
 
     @property
     def dtype(self) -> type[np.floating]:
         """float32 where it holds every midpoint, with a bit to spare that rounding float64 once needs, else float64."""
         return np.float32 if self.bits <= 23 else np.float64
 
-    def fit(self, x: Any) -> Self:
-        """The smallest exponent with max |x| < 2^(b - 1 + e), zeros taking 2^0 for their largest.
-
-        Raises
-        ------
-        ValueError
-            If a number is NaN or infinite.
-        """
-        super().fit(x)
-        numbers = as_array(x, "x")
-        largest = max(float(numbers.max()), -float(numbers.min())) if numbers.size else 0.0
-        if not np.isfinite(largest):
-            raise ValueError("x: expected finite numbers to fit an exponent to, got NaN or infinity")
-        return self._at((int(np.frexp(largest)[1]) if largest else 1) + 1 - self.bits)
+    def _exponent_for(self, largest: float) -> int:
+        """The smallest e with max |x| < 2^(b - 1 + e), zeros taking 2^0 for their largest."""
+        return (int(np.frexp(largest)[1]) if largest else 1) + 1 - self.bits
 
     def update(self, x: Any) -> Self:
         """The format for the next numbers, one step up, one down or the same, by what `x` would lose.
@@ -173,12 +161,9 @@ class DynamicFixedPoint(NumberFormat):
         room = numbers.size and overflows(numbers, self.bits, self.exponent - 1) <= self.overflow_rate
         return self._at(self.exponent - 1) if room else self
 
-    def stored_bits(self, shape: tuple[int, ...]) -> int:
-        """The codes, and eight bits for the exponent."""
-        return super().stored_bits(shape) + 8
-
-    def _at(self, exponent: int) -> Self:
-        return replace(self, exponent=min(max(exponent, -126), 128 - self.bits))
+    @property
+    def _exponents(self) -> tuple[int, int]:
+        return -126, 128 - self.bits
 
     @property
     def _scale(self) -> tuple[np.floating, np.floating]:
@@ -189,19 +174,6 @@ class DynamicFixedPoint(NumberFormat):
     def _ends(self) -> tuple[np.floating, np.floating]:
         top = 2 ** (self.bits - 1)
         return self.dtype(-top), self.dtype(top - 1)
-
-    def _fitted(self, x: np.ndarray) -> DynamicFixedPoint:
-        return self.fit(x) if self.exponent is None else self
-
-    def _scales(self) -> np.ndarray:
-        return np.array([self._scale[1]], np.float32)
-
-    def _scaled(self, scales: np.ndarray) -> DynamicFixedPoint:
-        scale = np.asarray(scales, np.float32)
-        mantissas, exponents = np.frexp(scale)
-        if scale.shape != (1,) or mantissas[0] != 0.5:
-            raise ValueError(f"encoded: expected one power of two as a scale, got {scale}")
-        return replace(self, exponent=int(exponents[0]) - 1)
 
     def _round(self, numbers: np.ndarray, out: np.ndarray, first: int) -> None:
         mode = MODES[self.rounding]

@@ -55,7 +55,7 @@ def test_the_border_between_two_logarithms_is_exact(fraction_bits):
 @pytest.mark.parametrize(("bits", "fraction_bits"), VARIANTS)
 @pytest.mark.parametrize("exponent", [0, -3, 9])
 def test_every_code_is_the_nearest_float(bits, fraction_bits, exponent):
-    form = LogarithmicNumbers(bits, fraction_bits, max(exponent, LogarithmicNumbers(bits, fraction_bits)._lowest))
+    form = LogarithmicNumbers(bits, fraction_bits, max(exponent, LogarithmicNumbers(bits, fraction_bits)._exponents[0]))
     codes = every(form)
     values = form.decode(codes)
     assert values[0] == 0 and len(form.values()) == 2**bits - 1
@@ -78,7 +78,7 @@ def test_rounding_agrees_with_logarithms(bits, fraction_bits):
     x = random.integers(0, 2**32, 100_000, np.uint32).view(np.float32)
     x = np.concatenate([x[~np.isnan(x)], random.standard_normal(50_000).astype(np.float32)])
     for exponent in (0, 5):
-        exponent = max(exponent, LogarithmicNumbers(bits, fraction_bits)._lowest)
+        exponent = max(exponent, LogarithmicNumbers(bits, fraction_bits)._exponents[0])
         form = LogarithmicNumbers(bits, fraction_bits, exponent)
         expected = logarithmic_round(x, bits, fraction_bits, exponent)
         np.testing.assert_allclose(form.round(x), expected, rtol=2.0**-23)
@@ -172,7 +172,7 @@ def test_fit_holds_the_largest(xs, variant):
     form = LogarithmicNumbers(*variant).fit(np.float32(xs))
     largest = max(abs(Fraction(x)) for x in xs)
     assert largest <= Fraction(2) ** form.exponent
-    assert form.exponent == form._lowest or not largest or largest > Fraction(2) ** (form.exponent - 1)
+    assert form.exponent == form._exponents[0] or not largest or largest > Fraction(2) ** (form.exponent - 1)
     rounded = form.round(np.float32(xs))
     np.testing.assert_array_equal(rounded, LogarithmicNumbers(*variant).round(np.float32(xs)))
     some = rounded != 0

@@ -111,7 +111,7 @@ def test_special_numbers_and_layouts():
         with pytest.raises(ValueError, match="x: expected numbers, got NaN, which is no power of two"):
             verb(np.float32([1, np.nan]))
     for bad in (np.nan, np.inf):
-        with pytest.raises(ValueError, match="x: expected finite numbers to fit exponents to"):
+        with pytest.raises(ValueError, match="x: expected finite numbers to fit an exponent to"):
             PowerOfTwo().round(np.float32([1, bad]))
     x = np.random.default_rng(0).standard_normal((6, 8, 10)).astype(np.float32)
     x.flags.writeable = False
