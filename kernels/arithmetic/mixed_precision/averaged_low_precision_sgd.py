@@ -89,7 +89,10 @@ class SharedExponent:
         delta = torch.ldexp(torch.ones_like(largest), (exponent - self.bits + 2).clamp(min=-126))
         noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(self.seed))
         limit = 2 ** (self.bits - 1)
-        return torch.floor(x / delta + noise).clamp(-limit, limit - 1) * delta
+        steps = x / delta
+        below = torch.floor(steps)
+        up = noise >= 1 - (steps - below)  # not floor(steps + noise): that sum rounds, and moves what is on the grid
+        return (below + up).clamp(-limit, limit - 1) * delta
 
 
 class LowPrecisionSGD(torch.optim.Optimizer):

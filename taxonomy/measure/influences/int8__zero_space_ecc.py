@@ -1,31 +1,8 @@
-"""Up to which bit-error rate do check bits in the spare bit of small INT8 weights keep the network alive?"""
+"""Check bits in the spare bit of small INT8 weights: the same symmetric codes, with and without."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from kernels.implementation.memory.zero_space_ecc import ZeroSpaceEcc
-from taxonomy.measure.protocol import REPETITIONS, Case, Protocol, Trial, Values
-from taxonomy.measure.protocols.fault import under_faults
+from taxonomy.measure.influences.faults import Faults
 
-RATES = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-
-
-class Experiment(Protocol):
-    kind = "int8--zero-space-ecc"
-
-    def trials(self, technique: Any, variant: Mapping[str, Any], workload: Any) -> list[Trial]:
-        return [Trial({"rate": rate}, seed) for rate in RATES for seed in range(2 * REPETITIONS)]
-
-    def quality(self, case: Case) -> Values:
-        """The same symmetric codes with one scale a tensor; the unprotected ones keep the bit to themselves."""
-        protected = ZeroSpaceEcc(format="int8")
-        values: Values = {}
-        for who, store in (("self", protected), ("baseline", protected.unprotected())):
-            found = under_faults(case.workload, store, case.setting["rate"], case.seed)
-            values[who] = {"accuracy": found["accuracy"]}
-        return values
-
-
-protocol = Experiment()
+protocol = Faults("int8--zero-space-ecc", ZeroSpaceEcc("int8"), (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2))

@@ -60,6 +60,12 @@ def test_blocks_are_what_shares_the_first_index():
     assert together[0] == 2.0**20 and together[1] in (0, 2.0**19)
 
 
+def test_no_draw_moves_what_is_on_the_grid():
+    """A million draws: one of them is so near to one that its sum with a hundred rounds to the next integer."""
+    x = torch.full((2**20,), 100.0)
+    assert torch.equal(SharedExponent(8).round(x), x)
+
+
 def test_zeros_subnormals_scalars_and_what_is_not_finite():
     form = SharedExponent(8)
     assert form.round(torch.zeros(2, 3)).tolist() == [[0, 0, 0]] * 2
