@@ -24,7 +24,7 @@ HEIGHT = 210
 
 
 def format_map(
-    tx: Taxonomy, family: str | None = None, workloads: Sequence[str] = REAL, root: str = "../"
+    tx: Taxonomy, family: str | None = None, workloads: Sequence[str] = REAL, root: str = "../", *, title: str = ""
 ) -> alt.TopLevelMixin:
     """Signal to noise of a network's weights against bits a number: better is higher and further left.
 
@@ -36,6 +36,8 @@ def format_map(
         A panel each.
     root : str
         The way from the page to the folder of all pages; marks and the table link to the techniques' pages.
+    title : str
+        The finding, a sentence.
 
     Raises
     ------
@@ -72,11 +74,11 @@ def format_map(
     table = [
         [row["workload"], (row["format"], row["href"]), f"{row['bits']:.2f}", row["text"], row["reach"]] for row in rows
     ]
-    return finish(_panels(chart, workloads), text, {"columns": list(columns), "rows": table})
+    return finish(_panels(chart, workloads), text, {"columns": list(columns), "rows": table}, title=title)
 
 
 def accuracy_by_bits(
-    tx: Taxonomy, family: str | None = None, workloads: Sequence[str] = HARD, root: str = "../"
+    tx: Taxonomy, family: str | None = None, workloads: Sequence[str] = HARD, root: str = "../", *, title: str = ""
 ) -> alt.TopLevelMixin:
     """Accuracy lost against bits a number, with weights, layer inputs or both in the format; at the rule nothing is.
 
@@ -88,6 +90,8 @@ def accuracy_by_bits(
         A panel each.
     root : str
         The way from the page to the folder of all pages; marks and the table link to the techniques' pages.
+    title : str
+        The finding, a sentence.
 
     Raises
     ------
@@ -121,16 +125,18 @@ def accuracy_by_bits(
     table = [
         [row["workload"], (row["format"], row["href"]), row["label"], f"{row['bits']:.2f}", row["text"]] for row in rows
     ]
-    return finish(_panels(chart, workloads), text, {"columns": list(columns), "rows": table})
+    return finish(_panels(chart, workloads), text, {"columns": list(columns), "rows": table}, title=title)
 
 
-def value_density(grids: Mapping[str, np.ndarray]) -> alt.TopLevelMixin:
+def value_density(grids: Mapping[str, np.ndarray], *, title: str = "") -> alt.TopLevelMixin:
     """How many positive values a format has in each octave, from 2^k up to 2^(k + 1).
 
     Parameters
     ----------
     grids : dict of str to ndarray
         Names and what their `values()` give.
+    title : str
+        The finding, a sentence.
 
     Raises
     ------
@@ -172,9 +178,8 @@ def value_density(grids: Mapping[str, np.ndarray]) -> alt.TopLevelMixin:
     marks = base.mark_point(filled=True, size=40, opacity=1).encode(shape=shape, tooltip=tips)
     chart = alt.layer(base.mark_line(strokeWidth=2), marks, data=data(rows)).properties(width=WIDTH, height=HEIGHT)
     table = [[row["group"], str(row["octave"]), str(row["count"])] for row in rows]
-    return finish(
-        chart, f"Values in each octave of {listed(grids)}", {"columns": ["format", "octave", "values"], "rows": table}
-    )
+    columns = ["format", "octave", "values"]
+    return finish(chart, f"Values in each octave of {listed(grids)}", {"columns": columns, "rows": table}, title=title)
 
 
 def _figures(
