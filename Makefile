@@ -20,8 +20,8 @@ book: $(READY) measure  ## set up, measure what no record covers, build the book
 measure: $(READY)  ## measure what no record covers (python -m taxonomy measure --plan tells the cost)
 	$(BIN)/python -m taxonomy measure
 
-test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest
+test: $(READY)  ## run the tests, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

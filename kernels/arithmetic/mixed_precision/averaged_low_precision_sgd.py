@@ -80,7 +80,7 @@ class SharedExponent:
         Returns
         -------
         Tensor of the shape of `x`
-            NaN and infinities stay where they are; their block loses its other numbers.
+            A NaN stays where it is; a block that holds one, or an infinity, is rounded to the grid of numbers below one.
         """
         if not x.numel():
             return x.clone()

@@ -163,10 +163,10 @@ def test_afterwards_it_is_the_plain_recipe_to_the_last_bit():
 @pytest.mark.parametrize(
     ("technique", "width", "scales"),
     [
-        (TernaryWeights(), 2, lambda w: 1),
-        (TernaryWeights(threshold=0.0), 1, lambda w: 1),
-        (TernaryWeights(per="filter"), 2, len),
-        (TernaryWeights(0.05, "trained"), 2, lambda w: 2),
+        (TernaryWeights(), 2, 1),
+        (TernaryWeights(threshold=0.0), 1, 1),
+        (TernaryWeights(per="filter"), 2, "filters"),
+        (TernaryWeights(0.05, "trained"), 2, 2),
     ],
     ids=str,
 )
@@ -178,7 +178,8 @@ def test_bits_are_those_of_packed_codes(technique, width, scales):
     for layer in layers:
         codes = np.sign(layer.weight.detach().numpy()).astype(int).ravel() + 1
         packed = sum(np.packbits(plane).nbytes for plane in [(codes // 2) & 1, codes & 1][:width])
-        bits = 8 * (packed + np.zeros(scales(layer.weight), np.float32).nbytes)
+        count = len(layer.weight) if scales == "filters" else scales
+        bits = 8 * (packed + np.zeros(count, np.float32).nbytes)
         assert layer.parametrizations.weight[0].stored_bits(layer.weight) == bits
 
 
