@@ -3,7 +3,8 @@
 `technique:metric@who:conditions`; who is the technique itself unless named (baseline, random, a peer). Conditions are
 workload, variant and setting, enough of them to leave one record; where records differ only in a parameter or a
 condition more, such as two threads, the plain one answers. {measured-value} leaves the interval to the tooltip.
-{finding}`magnitude-pruning--csr:crossover:columns=64` says verdict, effect or crossover of an influence.
+{finding}`magnitude-pruning--csr:crossover:columns=64` says verdict, effect or crossover of an influence; the effect is
+the largest, or that at a strength (`density=0.1`).
 What no record answers, or more than one, is an error that names the nearest.
 """
 
@@ -123,6 +124,7 @@ def conclusion(text):
     if name not in edges:
         raise Unknown(f"unknown influence {name!r}{nearest(name, edges)}")
     wanted = _conditions(conditions)
+    at = wanted.pop(edges[name].along, None)
     findings = [f for f in edges[name].findings if all(_stands(f, *pair) for pair in wanted.items())]
     if len(findings) != 1:
         near = " | ".join(f"workload={f.workload},metric={f.metric},{f.setting}" for f in edges[name].findings)
@@ -131,7 +133,10 @@ def conclusion(text):
     if what == "verdict":
         return finding.verdict, finding
     if what == "effect":
-        return effect(finding), finding
+        try:
+            return effect(finding, None if at is None else float(at)), finding
+        except ValueError as error:
+            raise Unknown(f"{text!r}: {error}") from None
     if what == "crossover":  # votes one way only are a result too
         centre, low, high = finding.crossover or (None, None, None)
         return f"{centre:.2g} ({low:.2g} to {high:.2g})" if finding.crossover else "(none found)", finding

@@ -240,7 +240,12 @@ def _measuring(tx, node, rows):
     )
     lines = [badge, ""]
     timing = sum(record["type"] == "timing" for record in records)
-    lines.append(f"- {len(records)} records: {len(records) - timing} of quality, {timing} of time.")
+    minutes = sum(record["provenance"].get("seconds", 0) for record in records) / 60
+    took = f"{minutes:.0f} minutes" if minutes >= 1.5 else "a minute"
+    lines.append(
+        f"- {len(records)} records: {len(records) - timing} of quality, {timing} of time; they took {took} of one core."
+        + (f" Why so long: {node.budget.strip().rstrip('.')}." if node.budget else "")
+    )
     machines = {r["provenance"].get("cpu", "?"): r["provenance"] for r in sorted(records, key=lambda r: r["type"])}
     for cpu, seen in machines.items():
         parts = [f"{name} {seen[name]}" for name in ("python", "torch", "numpy", "numba") if name in seen]

@@ -42,8 +42,13 @@ WORDED = (
 )
 
 
-def effect(finding: Finding | None) -> str:
-    """The contrast farthest from nothing, as a reader sees it: points of accuracy, else times better.
+def effect(finding: Finding | None, strength: float | None = None) -> str:
+    """The contrast at a strength, or farthest from nothing, as a reader sees it: points of accuracy, else times better.
+
+    Raises
+    ------
+    ValueError
+        If the finding has no point of that strength.
 
     Examples
     --------
@@ -52,7 +57,11 @@ def effect(finding: Finding | None) -> str:
     """
     if finding is None:
         return "—"
-    return _text(max(finding.points, key=lambda point: abs(point.c)), finding.metric)
+    points = [point for point in finding.points if strength is None or point.strength == strength]
+    if not points:
+        there = ", ".join(f"{point.strength:g}" for point in finding.points if point.strength is not None)
+        raise ValueError(f"strength: expected one of {there or 'none'}, got {strength:g}")
+    return _text(max(points, key=lambda point: abs(point.c)), finding.metric)
 
 
 def findings_table(edges: Sequence[Influence]) -> str:

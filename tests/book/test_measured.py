@@ -1,10 +1,13 @@
 """Numbers in prose: one record answers, or the error names those near."""
 
 import math
+from dataclasses import replace
 
 import measured
 import notebooks
 import pytest
+
+from taxonomy.charts.traces import effect
 
 ROWS = [
     {"technique": "posit", "metric": "accuracy", "who": who, "workload": w, "parameters": {"bits": b, "es": 2},
@@ -68,6 +71,17 @@ def test_notebooks_get_words():
 def test_an_unknown_influence_is_an_error():
     with pytest.raises(measured.Unknown, match="unknown influence 'a--b'"):
         measured.conclusion("a--b:verdict")
+
+
+def test_an_effect_may_be_asked_for_at_a_strength():
+    (edge,) = measured._taxonomy().influences(source="magnitude-pruning", target="csr")
+    text = "magnitude-pruning--csr:effect:columns=64"
+    (finding,) = [finding for finding in edge.findings if finding.setting == "columns=64"]
+    point = finding.points[0]
+    said, found = measured.conclusion(f"{text},{edge.along}={point.strength}")
+    assert found == finding and said == effect(replace(finding, points=(point,)))
+    with pytest.raises(measured.Unknown, match="strength: expected one of .*, got 7"):
+        measured.conclusion(f"{text},{edge.along}=7")
 
 
 def test_the_plain_record_answers_where_others_only_add_a_condition():

@@ -80,7 +80,7 @@ class SharedExponent:
         Returns
         -------
         Tensor of the shape of `x`
-            A NaN stays where it is; a block that holds one, or an infinity, is rounded to the grid of numbers below one.
+            A NaN stays where it is; a block that holds one or an infinity is rounded to the grid of numbers below one.
         """
         if not x.numel():
             return x.clone()

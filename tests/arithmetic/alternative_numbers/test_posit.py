@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import taxonomy
 from kernels.arithmetic.alternative_numbers.posit import Posit, posit_round, posit_value
 
 WIDTHS = [(bits, es) for bits in range(2, 11) for es in range(5)]
-VARIANTS = [(16, 1), (16, 0), (16, 2), (10, 1), (8, 0), (8, 1), (8, 2)]
+VARIANTS = [(v["bits"], v["es"]) for v in taxonomy.load()["posit"].variants]
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
 
