@@ -80,7 +80,7 @@ def test_an_effect_may_be_asked_for_at_a_strength():
     point = finding.points[0]
     said, found = measured.conclusion(f"{text},{edge.along}={point.strength}")
     assert found == finding and said == effect(replace(finding, points=(point,)))
-    with pytest.raises(measured.Unknown, match="strength: expected one of .*, got 7"):
+    with pytest.raises(measured.Unknown, match=r"strength: expected one of .*, got 7"):
         measured.conclusion(f"{text},{edge.along}=7")
 
 
