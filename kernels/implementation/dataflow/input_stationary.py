@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from kernels.energy import OPERAND_BYTES
 from kernels.implementation.dataflow.cost_model import Traffic
 from kernels.implementation.dataflow.layer import Layer
-from kernels.implementation.dataflow.systolic import ACCUMULATOR_BYTES, SystolicArray, fetched
+from kernels.implementation.dataflow.systolic import SystolicArray, fetched
 
 __all__ = ["InputStationary"]
 
@@ -42,17 +42,15 @@ class InputStationary(SystolicArray):
 
     def _traffic(self, layer: Layer) -> tuple[Traffic, Traffic]:
         m, n, k = layer.gemm_shape()
-        row_folds, column_folds, _ = self._folds(m, n, k)
+        _, column_folds, _ = self._folds(m, n, k)
         word = OPERAND_BYTES[self.format]
         inputs = layer.ifmap_elements * word
         filters = k * n * column_folds * word
-        partial_sums = (2 * row_folds - 1) * m * n * ACCUMULATOR_BYTES  # all but the first fold read them too
-        on_chip = Traffic(m * k * word, filters, partial_sums)
-        column_tile = n * min(m, self.columns) * ACCUMULATOR_BYTES if row_folds > 1 else 0
-        spilled = 2 * (row_folds - 1) * m * n * ACCUMULATOR_BYTES
+        sums_on_chip, sums_off_chip = self._falling_sums(m, n, k)
+        on_chip = Traffic(m * k * word, filters, sums_on_chip)
         off_chip = Traffic(
             fetched(self.ifmap_kib, (layer.band_elements * word, inputs), (0, m * k * word)),
             fetched(self.filter_kib, (k * n * word, k * n * word), (0, filters)),
-            m * n * word + fetched(self.ofmap_kib, (column_tile, 0), (0, spilled)),
+            sums_off_chip,
         )
         return on_chip, off_chip

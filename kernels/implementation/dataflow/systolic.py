@@ -109,6 +109,15 @@ class SystolicArray(CostModel):
         on_rows, on_columns, stream = self._mapping(m, n, k)
         return -(-on_rows // self.rows), -(-on_columns // self.columns), stream
 
+    def _falling_sums(self, m: int, n: int, k: int) -> tuple[int, int]:
+        """Bytes on chip, and off chip, of outputs whose partial sums meet from row tile to row tile of a column."""
+        row_folds, _, stream = self._folds(m, n, k)
+        _, on_columns, _ = self._mapping(m, n, k)
+        on_chip = (2 * row_folds - 1) * m * n * ACCUMULATOR_BYTES  # all but the first fold read them too
+        column_tile = stream * min(on_columns, self.columns) * ACCUMULATOR_BYTES if row_folds > 1 else 0
+        spilled = 2 * (row_folds - 1) * m * n * ACCUMULATOR_BYTES
+        return on_chip, m * n * OPERAND_BYTES[self.format] + fetched(self.ofmap_kib, (column_tile, 0), (0, spilled))
+
     @abstractmethod
     def _mapping(self, m: int, n: int, k: int) -> tuple[int, int, int]:
         """What the rows hold, what the columns hold, the length of the stream."""

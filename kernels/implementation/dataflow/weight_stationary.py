@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from kernels.energy import OPERAND_BYTES
 from kernels.implementation.dataflow.cost_model import Traffic
 from kernels.implementation.dataflow.layer import Layer
-from kernels.implementation.dataflow.systolic import ACCUMULATOR_BYTES, SystolicArray, fetched
+from kernels.implementation.dataflow.systolic import SystolicArray, fetched
 
 __all__ = ["WeightStationary"]
 
@@ -45,12 +45,12 @@ class WeightStationary(SystolicArray):
 
     def _traffic(self, layer: Layer) -> tuple[Traffic, Traffic]:
         m, n, k = layer.gemm_shape()
-        row_folds, column_folds, _ = self._folds(m, n, k)
+        _, column_folds, _ = self._folds(m, n, k)
         word = OPERAND_BYTES[self.format]
         inputs = layer.ifmap_elements * word
         windows = m * k * column_folds * word
-        partial_sums = (2 * row_folds - 1) * m * n * ACCUMULATOR_BYTES  # all but the first fold read them too
-        on_chip = Traffic(windows, k * n * word, partial_sums)
+        sums_on_chip, sums_off_chip = self._falling_sums(m, n, k)
+        on_chip = Traffic(windows, k * n * word, sums_on_chip)
         channels = layer.in_channels // layer.groups
         pixels = k // channels
         taken = [(min(row + self.rows, k) - 1) // pixels - row // pixels + 1 for row in range(0, k, self.rows)]
@@ -58,11 +58,9 @@ class WeightStationary(SystolicArray):
             max(taken) * elements * word // channels for elements in (layer.ifmap_elements, layer.band_elements)
         )
         by_band = min(sum(taken) * inputs // channels * column_folds, windows)  # a fold may take few pixels of many
-        column_tile = m * min(n, self.columns) * ACCUMULATOR_BYTES if row_folds > 1 else 0
-        spilled = 2 * (row_folds - 1) * m * n * ACCUMULATOR_BYTES
         off_chip = Traffic(
             fetched(self.ifmap_kib, (inputs, inputs), (maps, inputs * column_folds), (band, by_band), (0, windows)),
             k * n * word,
-            m * n * word + fetched(self.ofmap_kib, (column_tile, 0), (0, spilled)),
+            sums_off_chip,
         )
         return on_chip, off_chip

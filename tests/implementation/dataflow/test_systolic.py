@@ -130,6 +130,28 @@ def run_stationary_output(a: np.ndarray, b: np.ndarray, rows: int, columns: int)
     return result, cycles
 
 
+def tiles(extent: int, step: int) -> list[int]:
+    """Sizes of the pieces that an extent is cut into."""
+    return [min(step, extent - start) for start in range(0, extent, step)]
+
+
+@given(m=small, n=small, k=small, rows=st.integers(1, 4), columns=st.integers(1, 4))
+def test_on_chip_accesses_counted_fold_by_fold(m, n, k, rows, columns):
+    """Of inputs, filters and outputs; partial sums are written, and from the second row tile on read before."""
+    counted = {dataflow: np.zeros(3, int) for dataflow in DATAFLOWS}
+    for c in tiles(n, columns):
+        for r in tiles(m, rows):
+            counted[OutputStationary] += r * k, k * c, r * c  # both stream past, what is finished drains once
+        for i, r in enumerate(tiles(k, rows)):
+            counted[WeightStationary] += m * r, r * c, m * c * (2 if i else 1)  # inputs stream past loaded weights
+    for c in tiles(m, columns):
+        for i, r in enumerate(tiles(k, rows)):
+            counted[InputStationary] += r * c, r * n, c * n * (2 if i else 1)  # filters stream past loaded inputs
+    for dataflow, (ifmap, filters, ofmap) in counted.items():
+        sram = dataflow(rows, columns).cost_gemm(m, n, k).sram
+        assert (sram.ifmap, sram.filter, sram.ofmap) == (ifmap, filters, 4 * ofmap)
+
+
 @settings(max_examples=40, deadline=None)
 @given(m=small, n=small, k=small, rows=st.integers(1, 4), columns=st.integers(1, 4))
 def test_cycles_of_an_array_run_cycle_by_cycle(m, n, k, rows, columns):
