@@ -14,7 +14,7 @@ from kernels import counting
 from kernels.energy import DRAM_ENERGY, mac_energy
 from kernels.implementation.loops.loop_tiling import LoopTiling
 from taxonomy.measure.protocol import REPETITIONS, Case, Missing
-from taxonomy.measure.protocols.operator import EMULATED, protocol, stored_bytes
+from taxonomy.measure.protocols.operator import EMULATED, _error, protocol, stored_bytes
 from taxonomy.measure.stack import fold, operate
 from taxonomy.measure.tasks import task_of
 
@@ -62,6 +62,26 @@ def node(**fields):
 
 def case(subject, shape, variant=(), seed=0, **fields):
     return Case(node(**fields), dict(variant), subject, None, shape, seed)
+
+
+@pytest.mark.parametrize(
+    "result, exact, error",
+    [
+        ([1, 4], [1, 5], 0.2),
+        ([1, np.inf, -np.inf, np.nan], [2, np.inf, -np.inf, np.nan], 0.5),  # equal ones are no error
+        ([np.inf, np.nan], [np.inf, np.nan], 0.0),
+        ([1, np.inf], [1, -np.inf], np.inf),
+        ([1, np.inf], [1, 2], np.inf),
+        ([1, 2], [1, np.inf], np.inf),
+        ([1, np.nan], [1, 2], np.inf),
+        ([1, 2], [1, np.nan], np.inf),
+        ([1, np.nan], [1, np.inf], np.inf),
+        ([0, 0], [0, 0], 0.0),
+        ([0, 1], [0, 0], np.inf),
+    ],
+)
+def test_an_infinity_or_nan_is_no_error_or_an_infinite_one(result, exact, error):
+    assert _error(np.array(result, np.float32), np.array(exact, np.float64)) == error
 
 
 @SHAPES

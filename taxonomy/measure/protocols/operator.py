@@ -127,7 +127,7 @@ class OperatorProtocol(Protocol):
             "self": {
                 "accuracy": right,
                 "sqnr": sqnr,
-                "max_error": float(np.abs(exact - logits).max() / np.abs(exact).max()),
+                "max_error": _error(logits, exact),
                 "macs": macs,
                 "memory_access": moved,
                 "energy": _energy(subject, macs, moved),
@@ -222,7 +222,13 @@ def _too_large(technique: Any, name: Any, shape: Shape) -> bool:
 
 
 def _error(result: Any, exact: np.ndarray) -> float:
-    return float(np.abs(np.asarray(result, np.float64) - exact).max() / np.abs(exact).max())
+    """The largest error over the largest finite number; infinite where an infinity or NaN is not the same in both."""
+    result = np.asarray(result, np.float64)
+    finite = np.isfinite(result) & np.isfinite(exact)
+    if not np.array_equal(result[~finite], exact[~finite], equal_nan=True):
+        return inf
+    error, largest = (np.abs(x).max(initial=0.0) for x in (result[finite] - exact[finite], exact[finite]))
+    return float(error / largest) if largest else inf if error else 0.0
 
 
 def _footprint(task: Task, call: Callable[[], Any], stored: int) -> int:
