@@ -138,20 +138,15 @@ class ChunkedAccumulation(RoundedOperands):
         """What a multiply-add costs in energy is cited for FP32 and FP16 into FP32 only."""
         return self.operands if self.accumulator == "fp32" else f"{self.operands} into {self.accumulator}"
 
-    def _product(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        m, n = a.shape[0], b.shape[1]
+    def _product(self, a: np.ndarray, b: np.ndarray, c: np.ndarray, turned: bool) -> None:
         product, accumulator = grid_of(self.product), grid_of(self.accumulator)
         term = min(significant_bits(self.product), 2 * significant_bits(self.operands), 24)
         # float32 holds these products, and rounding their sums first to its 24 bits changes nothing up to 11 of them
         exact = 2 * significant_bits(self.operands) <= 24 or product is None
         wide = None if exact and max(term, significant_bits(self.accumulator)) <= 11 else 1
         seeds = (self.seed, self.seed + OTHER_SEED) if self.rounding == "stochastic" else (None, None)
-        turned = m > n  # vectors lie along the longer side; the products and their order are the same
-        if turned:
-            a, b = np.ascontiguousarray(b.T), np.ascontiguousarray(a.T)
-        c = np.empty((len(a), b.shape[1]), np.float32)
-        _chunked(a, b, c, self.chunk, product, accumulator, wide, *seeds, *((1, n) if turned else (n, 1)))
-        return np.ascontiguousarray(c.T) if turned else c
+        places = (1, len(c)) if turned else (c.shape[1], 1)  # a result draws by its place in the product asked for
+        _chunked(a, b, c, self.chunk, product, accumulator, wide, *seeds, *places)
 
 
 @njit(cache=True, nogil=True)

@@ -158,14 +158,9 @@ class ErrorCompensation(RoundedOperands):
         x = as_array(x, "x", ndim=1)
         return self.matmul(np.ones((1, x.size), np.float32), x[:, None])[0, 0]
 
-    def _product(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        turned = len(a) > b.shape[1]  # vectors lie along the longer side
-        if turned:
-            a, b = np.ascontiguousarray(b.T), np.ascontiguousarray(a.T)
-        c = np.empty((len(a), b.shape[1]), np.float32)
+    def _product(self, a: np.ndarray, b: np.ndarray, c: np.ndarray, turned: bool) -> None:
         sums = {"dot2": _dot2, "kahan": _kahan, "neumaier": _neumaier, "plain": _plain}[self.method]
         sums(a, b, c, grid_of(self.format))
-        return np.ascontiguousarray(c.T) if turned else c
 
     def update(self, weight: Any, compensation: Any, change: Any) -> tuple[Any, Any]:
         """Add a change to weights stored in the format, with the errors of the updates before: one optimizer step.

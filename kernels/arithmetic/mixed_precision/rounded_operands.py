@@ -64,8 +64,11 @@ class RoundedOperands(PreparedProduct):
         """The name of their format."""
 
     @abstractmethod
-    def _product(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """The product of (m, k) and (k, n), float32 in memory order that are numbers of the format."""
+    def _product(self, a: np.ndarray, b: np.ndarray, c: np.ndarray, turned: bool) -> None:
+        """Fill `c` with the product of (m, k) and (k, n), float32 in memory order that are numbers of the format.
+
+        Turned, it is the transpose of the product that was asked for.
+        """
 
     @property
     def operand_bits(self) -> int:
@@ -95,7 +98,13 @@ class RoundedOperands(PreparedProduct):
         return self.matmul(a[None], b[:, None])[0, 0]
 
     def _times(self, x: np.ndarray, w: Rounded) -> np.ndarray:
-        return self._product(self._rounded(x), w.values)
+        a, b = self._rounded(x), w.values
+        turned = len(a) > b.shape[1]  # vectors lie along the longer side; the products and their order are the same
+        if turned:
+            a, b = np.ascontiguousarray(b.T), np.ascontiguousarray(a.T)
+        c = np.empty((len(a), b.shape[1]), np.float32)
+        self._product(a, b, c, turned)
+        return np.ascontiguousarray(c.T) if turned else c
 
     def _rounded(self, numbers: np.ndarray) -> np.ndarray:
         """Float32 of one memory layout for the compiled loops; what is no float32 is rounded from float64, once."""
