@@ -91,14 +91,6 @@ def test_read_only_and_other_types(form):
 
 
 @every_format
-@pytest.mark.parametrize("bad", [[1, 2], np.arange(3), True, 1j, "x", np.longdouble(1)], ids=repr)
-def test_what_is_no_float_is_refused(form, bad):
-    for verb in (form.round, form.encode, form.fit):
-        with pytest.raises(TypeError, match="x: expected"):
-            verb(bad)
-
-
-@every_format
 def test_in_place_and_overlapping(form):
     x = numbers((30, 40))
     expected = form.round(x)

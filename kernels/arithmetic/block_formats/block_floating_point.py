@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from kernels.arithmetic.bits import cast
 from kernels.arithmetic.block_format import (
     BlockFormat,
     in_blocks,
@@ -197,8 +198,8 @@ class BlockFloatingPoint(BlockFormat):
             mantissas.append(wide.reshape(rows, k))
             steps.append(np.ascontiguousarray(each))
         narrow = block * 4 ** (self.mantissa_bits - 1) < 2**31
-        product: Any = _product_32 if narrow else _product_64
-        product(*mantissas, *steps, block, out)
+        zero = np.int32(0) if narrow else np.int64(0)
+        _product(mantissas[0], mantissas[1], steps[0], steps[1], block, zero, out)
         return out
 
     def _settle(self, largest: np.ndarray, scales: np.ndarray) -> None:
@@ -286,28 +287,15 @@ def sign_extended(codes, out, bits):
 
 
 @njit(cache=True, nogil=True)
-def _product_32(a, b, a_steps, b_steps, block, out):
+def _product(a, b, a_steps, b_steps, block, zero, out):
+    """The products of rows; integers are added in the type of `zero`, which holds those of a pair of blocks."""
     k = a.shape[1]
     for i in range(a.shape[0]):
         for j in range(b.shape[0]):
             total = 0.0
             for at, first in enumerate(range(0, k, block)):
-                inner = np.int32(0)
+                inner = cast(0, zero)
                 for p in range(first, min(first + block, k)):
-                    inner = np.int32(inner + np.int32(np.int32(a[i, p]) * np.int32(b[j, p])))
-                total += inner * (a_steps[i, at] * b_steps[j, at])
-            out[i, j] = total
-
-
-@njit(cache=True, nogil=True)
-def _product_64(a, b, a_steps, b_steps, block, out):
-    k = a.shape[1]
-    for i in range(a.shape[0]):
-        for j in range(b.shape[0]):
-            total = 0.0
-            for at, first in enumerate(range(0, k, block)):
-                inner = np.int64(0)
-                for p in range(first, min(first + block, k)):
-                    inner += np.int64(a[i, p]) * np.int64(b[j, p])
+                    inner = cast(inner + cast(a[i, p], zero) * cast(b[j, p], zero), zero)
                 total += inner * (a_steps[i, at] * b_steps[j, at])
             out[i, j] = total
