@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import isfinite
 
-from kernels.arithmetic.mixed_precision.low_precision import LowPrecisionTraining, Precision, precision_of
+from kernels.arithmetic.mixed_precision.low_precision import FormatTraining
 
 __all__ = ["DynamicScale", "LossScaling", "StaticScale"]
 
@@ -35,6 +35,12 @@ class StaticScale:
 @dataclass
 class DynamicScale:
     """A scale that shrinks when a gradient overflows and grows after enough updates without.
+
+    It does not shrink below one, and stays where it is less already: an unscaled gradient that overflows is no fault
+    of the scale's, and over a scale of zero none is finite.
+
+    Source: growth and back-off of PyTorch's GradScaler, which has no least scale; one is that of Apex's
+    DynamicLossScaler (apex.fp16_utils).
 
     Examples
     --------
@@ -54,7 +60,7 @@ class DynamicScale:
     def update(self, overflow: bool) -> None:
         """Learn whether this update's gradients overflowed."""
         if overflow:
-            self.factor *= self.backoff
+            self.factor = max(self.factor * self.backoff, min(self.factor, 1.0))
             self.clean = 0
             return
         self.clean += 1
@@ -64,7 +70,7 @@ class DynamicScale:
 
 
 @dataclass(frozen=True)
-class LossScaling(LowPrecisionTraining):
+class LossScaling(FormatTraining):
     """Train in a narrow format with a scaled loss; the weights that are kept are FP32.
 
     The trace holds each update's ``scale`` and whether it was ``skipped``.
@@ -77,11 +83,11 @@ class LossScaling(LowPrecisionTraining):
     factor : float
         S, at the start or for good; positive.
     interval : int
-        Updates without overflow after which a dynamic scale doubles. An overflow halves it.
+        Updates without overflow after which a dynamic scale doubles. An overflow halves it, down to one.
 
     Source
     ------
-    Micikevicius et al. 2018, section 3.2; growth and back-off are those of PyTorch's GradScaler.
+    Micikevicius et al. 2018, section 3.2; the scale is that of `DynamicScale`.
 
     Examples
     --------
@@ -99,7 +105,7 @@ class LossScaling(LowPrecisionTraining):
     interval: int = 200
 
     def __post_init__(self) -> None:
-        precision_of(self.format)
+        super().__post_init__()
         if self.scale not in ("dynamic", "static", "none"):
             raise ValueError(f"scale: expected dynamic or static, got {self.scale!r}")
         if not (self.factor > 0 and isfinite(self.factor)):
@@ -110,15 +116,6 @@ class LossScaling(LowPrecisionTraining):
     def without(self) -> LossScaling:
         """The same training, the loss as it is."""
         return LossScaling(self.format, "none")
-
-    def cost_bits(self) -> dict[str, int]:
-        """Bits of an element of each array of training."""
-        return self.precision.bits()
-
-    @property
-    def precision(self) -> Precision:
-        """Formats of the passes."""
-        return precision_of(self.format)
 
     @property
     def scaler(self) -> DynamicScale | StaticScale | None:

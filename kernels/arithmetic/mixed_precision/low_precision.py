@@ -47,7 +47,7 @@ from kernels.arithmetic.floating_point.bfloat16 import BFloat16
 from kernels.arithmetic.floating_point.fp8 import FP8
 from kernels.arithmetic.floating_point.fp16 import FP16
 
-__all__ = ["FORMATS", "LowPrecisionTraining", "Precision", "precision_of", "rounded", "train_in"]
+__all__ = ["FORMATS", "FormatTraining", "LowPrecisionTraining", "Precision", "precision_of", "rounded", "train_in"]
 
 FORMATS = ("fp32", "bfloat16", "fp16", "fp8")
 EXACT = (nn.ReLU, nn.MaxPool1d, nn.MaxPool2d, nn.Flatten, nn.Unflatten, nn.Identity)
@@ -280,6 +280,25 @@ class LowPrecisionTraining:
             The trace is that of `train_in`.
         """
         return train_in(self.precision, network, data, recipe, scaler=self.scaler, seed=seed)
+
+
+class FormatTraining(LowPrecisionTraining):
+    """Training whose passes are in one format, with FP32 master weights unless a technique says otherwise."""
+
+    format: str
+    """One of `FORMATS`."""
+
+    def __post_init__(self) -> None:
+        precision_of(self.format)
+
+    @property
+    def precision(self) -> Precision:
+        """Formats of the passes, and of the weights that are kept."""
+        return precision_of(self.format)
+
+    def cost_bits(self) -> dict[str, int]:
+        """Bits of an element of each array of training."""
+        return self.precision.bits()
 
 
 def _store(format: Any, parameters: list[nn.Parameter]) -> None:

@@ -13,13 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from kernels.arithmetic.mixed_precision.loss_scaling import DynamicScale
-from kernels.arithmetic.mixed_precision.low_precision import LowPrecisionTraining, Precision, precision_of
+from kernels.arithmetic.mixed_precision.low_precision import FormatTraining, Precision, precision_of
 
 __all__ = ["MasterWeights"]
 
 
 @dataclass(frozen=True)
-class MasterWeights(LowPrecisionTraining):
+class MasterWeights(FormatTraining):
     """Train in a narrow format and keep the weights in FP32.
 
     Parameters
@@ -52,16 +52,9 @@ class MasterWeights(LowPrecisionTraining):
     format: str = "bfloat16"
     master: bool = True
 
-    def __post_init__(self) -> None:
-        precision_of(self.format)
-
     def without(self) -> MasterWeights:
         """The same training, weights kept in the format."""
         return replace(self, master=False)
-
-    def cost_bits(self) -> dict[str, int]:
-        """Bits of an element of each array of training."""
-        return self.precision.bits()
 
     @property
     def precision(self) -> Precision:

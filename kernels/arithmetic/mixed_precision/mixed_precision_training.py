@@ -16,13 +16,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from kernels.arithmetic.mixed_precision.loss_scaling import DynamicScale
-from kernels.arithmetic.mixed_precision.low_precision import LowPrecisionTraining, Precision, precision_of
+from kernels.arithmetic.mixed_precision.low_precision import FormatTraining, Precision, precision_of
 
 __all__ = ["MixedPrecisionTraining"]
 
 
 @dataclass(frozen=True)
-class MixedPrecisionTraining(LowPrecisionTraining):
+class MixedPrecisionTraining(FormatTraining):
     """Train in a narrow format with FP32 sums, FP32 master weights and, where the format needs it, a scaled loss.
 
     Parameters
@@ -48,16 +48,9 @@ class MixedPrecisionTraining(LowPrecisionTraining):
     format: str = "fp16"
     mixed: bool = True
 
-    def __post_init__(self) -> None:
-        precision_of(self.format)
-
     def without(self) -> MixedPrecisionTraining:
         """The same formats alone: no master copy, no scale."""
         return replace(self, mixed=False)
-
-    def cost_bits(self) -> dict[str, int]:
-        """Bits of an element of each array of training."""
-        return self.precision.bits()
 
     @property
     def precision(self) -> Precision:

@@ -42,6 +42,17 @@ def test_the_scale_is_gradscalers_on_a_scripted_overflow(growth, backoff, interv
     assert own.factor == theirs.get_scale()
 
 
+@pytest.mark.parametrize(("start", "floor"), [(2.0**16, 1.0), (1.5, 1.0), (0.25, 0.25)])
+def test_however_many_overflows_the_scale_grows_again(start, floor):
+    """Halved for ever it would be zero, which no doubling leads out of, and no gradient is finite over it."""
+    scale = DynamicScale(start, interval=1)
+    for _ in range(1200):
+        scale.update(True)
+    assert scale.factor == floor
+    scale.update(False)
+    assert scale.factor == 2 * floor
+
+
 def scripted(network, x, y):
     """A loss whose scaled gradient overflows in some updates, because something infinite multiplies it."""
     value = functional.cross_entropy(network(x), y)
