@@ -110,7 +110,7 @@ def trace(findings: Finding | Sequence[Finding], along: str = "strength", *, tit
     """
     import altair as alt
 
-    from taxonomy.verdict import Finding, smallest_effect
+    from taxonomy.verdict import Finding
 
     findings = [findings] if isinstance(findings, Finding) else list(findings)
     findings = [
@@ -125,72 +125,99 @@ def trace(findings: Finding | Sequence[Finding], along: str = "strength", *, tit
     ]
     if not rows:
         raise ValueError(f"{_influence(findings)} has no strength; draw it with effects()")
-    metric, several = findings[0].metric, len(findings) > 1
-    plain = metric == "accuracy"
-    small = smallest_effect(metric)
-    inside = [{"low": _shown(-small, metric), "high": _shown(small, metric)}]
-    xs = sorted({row["x"] for row in rows})
-    log = xs[0] > 0 and xs[-1] / xs[0] >= 10
-    ticks: Any = {"values": decades(xs)} if log else {"values": xs} if len(xs) <= MOST_TICKS else {"tickCount": 5}
-    known: Any = alt.Axis(title=along.replace("_", " "), format=".4~g", labelOverlap=True, **ticks)
-    if xs == [0, 1]:  # a rescue: what is alone, and what is not
-        known = alt.Axis(title=None, values=xs, labelExpr="datum.value == 0 ? 'alone' : 'together'")
-    x = alt.X(
-        "x:Q", axis=known, scale=log_scale(xs) if log else alt.Scale(nice=False, padding=40 if xs == [0, 1] else 12),
-    )  # fmt: skip
-    scale = alt.Scale(zero=False) if plain else times_scale(rows)
-    points = alt.Axis(title="points of accuracy gained", labelExpr="format(datum.value * 100, '~g')", tickCount=5)
-    y = alt.Y("value:Q", scale=scale, axis=points if plain else times_axis(f"{words(metric)}, times better", rows))
-    colour, shape = _votes()
-    line: Any = alt.value(PALETTE["grey"])
-    if several:
-        colours = [PALETTE[name] for name in ("blue", "vermilion", "green", "purple", "ochre")]
-        drawn = alt.Scale(domain=named, range=[colours[i % len(colours)] for i in range(len(named))])
-        key = alt.Legend(title=None, columns=2 if max(map(len, named)) <= SHORT else 1)
-        colour = line = alt.Color("of:N", scale=drawn, sort=named, legend=key)
-        shapes = [SHAPES[i % len(SHAPES)] for i in range(len(named))]
-        shape = alt.Shape("of:N", scale=alt.Scale(domain=named, range=shapes), sort=named, legend=key)
-    base = alt.Chart(data(rows)).encode(x=x)
-    band = alt.Chart(data(inside)).mark_rect(opacity=0.2, color=PALETTE["grey"])
+    several, metric = len(findings) > 1, findings[0].metric
+    y, scale, nothing = _gained(rows, metric)
+    colour, shape, line = _named(named) if several else (*_votes(), alt.value(PALETTE["grey"]))
+    base = alt.Chart(data(rows)).encode(x=_strengths(rows, along))
+    tips = [alt.Tooltip("of:N", title="of"), alt.Tooltip("x:Q", title=along), alt.Tooltip("text:N", title="effect")]
     layers = [
-        band.encode(y=alt.Y("low:Q", scale=scale), y2="high:Q"),
-        rule_at(alt.Chart(data(inside)), y=alt.datum(0 if plain else 1)),
+        *_no_effect(metric, scale, nothing),
         base.mark_line(strokeWidth=1.5).encode(y=y, color=line, detail="of:N"),
         base.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q", scale=scale), y2="high:Q", color=colour),
-        base.mark_point(filled=True, size=90, opacity=1).encode(
-            y=y,
-            color=colour,
-            shape=shape,
-            tooltip=[
-                alt.Tooltip("of:N", title="of"),
-                alt.Tooltip("x:Q", title=along),
-                alt.Tooltip("text:N", title="effect"),
-            ],
-        ),
+        base.mark_point(filled=True, size=90, opacity=1).encode(y=y, color=colour, shape=shape, tooltip=tips),
+        *_crossovers(findings, named, colour if several else alt.value(PALETTE["purple"])),
     ]
-    crossed = [
-        {"of": name, **dict(zip(("x", "left", "right"), finding.crossover, strict=True))}
-        for finding, name in zip(findings, named, strict=True)
-        if finding.crossover
-    ]
-    if crossed:
-        shade: Any = colour if several else alt.value(PALETTE["purple"])
-        root = alt.Chart(data(crossed)).encode(color=shade)
-        layers.append(root.mark_rect(opacity=0.15).encode(x="left:Q", x2="right:Q"))
-        layers.append(root.mark_rule(strokeWidth=2, strokeDash=[2, 2]).encode(x="x:Q"))
     shared = "" if len({finding.workload for finding in findings}) > 1 else findings[0].workload
     where = ", ".join(part for part in (shared, "" if several else findings[0].setting) if part)
     sizes: Any = {"width": WIDTH, "height": 240}
     chart = alt.layer(*layers).properties(**sizes, **({"title": where} if where and not title else {}))
-    table = {
-        "columns": [*(["of"] if several else []), along, "effect", "vote", "n"],
-        "rows": [
-            [*([row["of"]] if several else []), f"{row['x']:g}", row["text"], row["vote"], str(row["n"])]
-            for row in rows
-        ],
-    }
+    columns: dict[str, Any] = {"of": lambda row: row["of"]} if several else {}
+    columns |= {along: lambda row: f"{row['x']:g}", "effect": lambda row: row["text"]}
+    columns |= {"vote": lambda row: row["vote"], "n": lambda row: str(row["n"])}
+    table = {"columns": list(columns), "rows": [[get(row) for get in columns.values()] for row in rows]}
     text = f"{_influence(findings)}: {words(metric)} along {along.replace('_', ' ')}; {findings[0].because}"
     return finish(chart, text, table, title=title)
+
+
+def _strengths(rows: Sequence[Row], along: str) -> Any:
+    """The axis of the strengths; of a rescue it says who is alone and who is not."""
+    import altair as alt
+
+    xs = sorted({row["x"] for row in rows})
+    if xs == [0, 1]:
+        known = alt.Axis(title=None, values=xs, labelExpr="datum.value == 0 ? 'alone' : 'together'")
+        return alt.X("x:Q", axis=known, scale=alt.Scale(nice=False, padding=40))
+    log = xs[0] > 0 and xs[-1] / xs[0] >= 10
+    ticks: Any = {"values": decades(xs)} if log else {"values": xs} if len(xs) <= MOST_TICKS else {"tickCount": 5}
+    axis: Any = alt.Axis(title=along.replace("_", " "), format=".4~g", labelOverlap=True, **ticks)
+    return alt.X("x:Q", axis=axis, scale=log_scale(xs) if log else alt.Scale(nice=False, padding=12))
+
+
+def _gained(rows: Sequence[Row], metric: str) -> tuple[Any, Any, float]:
+    """The axis of the effects, its scale, and where on it there is none."""
+    import altair as alt
+
+    if metric == "accuracy":
+        scale = alt.Scale(zero=False)
+        axis = alt.Axis(title="points of accuracy gained", labelExpr="format(datum.value * 100, '~g')", tickCount=5)
+        return alt.Y("value:Q", scale=scale, axis=axis), scale, 0
+    scale = times_scale(rows)
+    return alt.Y("value:Q", scale=scale, axis=times_axis(f"{words(metric)}, times better", rows)), scale, 1
+
+
+def _no_effect(metric: str, scale: Any, nothing: float) -> list[Any]:
+    """The band of effects too small to count, and the rule in its middle."""
+    import altair as alt
+
+    from taxonomy.verdict import smallest_effect
+
+    small = smallest_effect(metric)
+    inside = data([{"low": _shown(-small, metric), "high": _shown(small, metric)}])
+    band = alt.Chart(inside).mark_rect(opacity=0.2, color=PALETTE["grey"])
+    return [
+        band.encode(y=alt.Y("low:Q", scale=scale), y2="high:Q"),
+        rule_at(alt.Chart(inside), y=alt.datum(nothing)),
+    ]
+
+
+def _named(names: Sequence[str]) -> tuple[Any, Any, Any]:
+    """Colour, shape and line of several findings, by their names."""
+    import altair as alt
+
+    colours = [PALETTE[name] for name in ("blue", "vermilion", "green", "purple", "ochre")]
+    drawn = alt.Scale(domain=list(names), range=[colours[i % len(colours)] for i in range(len(names))])
+    key = alt.Legend(title=None, columns=2 if max(map(len, names)) <= SHORT else 1)
+    colour = alt.Color("of:N", scale=drawn, sort=list(names), legend=key)
+    shapes = alt.Scale(domain=list(names), range=[SHAPES[i % len(SHAPES)] for i in range(len(names))])
+    return colour, alt.Shape("of:N", scale=shapes, sort=list(names), legend=key), colour
+
+
+def _crossovers(findings: Sequence[Finding], names: Sequence[str], colour: Any) -> list[Any]:
+    """Where each finding crosses, and the interval of that."""
+    import altair as alt
+
+    crossed = [
+        {"of": name, **dict(zip(("x", "left", "right"), finding.crossover, strict=True))}
+        for finding, name in zip(findings, names, strict=True)
+        if finding.crossover
+    ]
+    if not crossed:
+        return []
+    root = alt.Chart(data(crossed)).encode(color=colour)
+    return [
+        root.mark_rect(opacity=0.15).encode(x="left:Q", x2="right:Q"),
+        root.mark_rule(strokeWidth=2, strokeDash=[2, 2]).encode(x="x:Q"),
+    ]
 
 
 def _influence(findings: Sequence[Finding]) -> str:
