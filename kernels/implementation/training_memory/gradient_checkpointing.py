@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kernels.chain import links
+from kernels.implementation.training_memory.revolve import split
 
-__all__ = ["Checkpointed", "GradientCheckpointing", "recomputed"]
+__all__ = ["Checkpointed", "GradientCheckpointing", "Revolved", "recomputed"]
 
 
 @contextmanager
@@ -96,11 +97,47 @@ class Checkpointed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         *earlier, last = self.segments
         for segment in earlier:
-            if torch.is_grad_enabled():
-                x = checkpoint(segment, x, use_reentrant=False, context_fn=partial(contexts, segment))
-            else:
-                x = segment(x)
+            x = _forgotten(segment, x)
         return last(x)
+
+
+class Revolved(nn.Module):
+    """A chain that keeps at most so many states beside its input, and computes layers again as rarely as can be.
+
+    The parameters are the chain's own. Where to keep a state is `revolve.split`'s choice, within each part anew.
+    """
+
+    def __init__(self, network: nn.Module, slots: int) -> None:
+        super().__init__()
+        self.part = _Part(nn.Sequential(*links(network)), slots)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(x)
+
+
+class _Part(nn.Module):
+    """A part of a chain: the first m layers are computed again, from their input, when the others are done with."""
+
+    chain: nn.Sequential
+
+    def __init__(self, chain: nn.Sequential, slots: int) -> None:
+        super().__init__()
+        self.chain, self.slots = chain, slots
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = len(self.chain)
+        if n == 1:
+            return self.chain(x)
+        m, layers = split(n, self.slots), [*self.chain]
+        x = _forgotten(_Part(nn.Sequential(*layers[:m]), self.slots), x)
+        return _Part(nn.Sequential(*layers[m:]), max(0, self.slots - 1))(x)
+
+
+def _forgotten(segment: nn.Module, x: Tensor) -> Tensor:
+    """``segment(x)``, of which only x is kept where there will be a backward pass."""
+    if torch.is_grad_enabled():
+        return checkpoint(segment, x, use_reentrant=False, context_fn=partial(contexts, segment))
+    return segment(x)
 
 
 @dataclass(frozen=True)
@@ -111,15 +148,19 @@ class GradientCheckpointing:
 
         k inputs of segments + n / k activations of the segment that is computed again,
 
-    which is smallest for k = √n, at the price of one more forward pass. Weights, gradients and batch norm's running
-    statistics come out as in plain training, to the last bit.
+    which is smallest for k = √n, at the price of one more forward pass. With less memory than that, layers must run
+    more often: given s places for states, the optimal schedule (`revolve`) says which to keep when. Weights, gradients
+    and batch norm's running statistics come out as in plain training, to the last bit.
 
     Parameters
     ----------
     segments : int or "sqrt"
         k, at most the number of modules of the chain; "sqrt" is the integer nearest to the root of that number.
+    slots : int, optional
+        s, the states kept at one moment beside the input; if given, segments are those of the optimal schedule.
 
-    Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174, sections 4.1 and 4.2.
+    Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174, sections 4.1 and 4.2;
+    Griewank and Walther, "Algorithm 799: revolve", 2000.
 
     Examples
     --------
@@ -129,12 +170,15 @@ class GradientCheckpointing:
     """
 
     segments: int | str = 2
+    slots: int | None = None
 
     def __post_init__(self) -> None:
+        if self.slots is not None and not (isinstance(self.slots, int) and self.slots >= 1):
+            raise ValueError(f"slots: expected None or a positive number of states, got {self.slots!r}")
         if self.segments != "sqrt" and not (isinstance(self.segments, int) and self.segments >= 1):
             raise ValueError(f"segments: expected a positive integer or 'sqrt', got {self.segments!r}")
 
-    def wrap(self, network: nn.Module) -> Checkpointed:
+    def wrap(self, network: nn.Module) -> Checkpointed | Revolved:
         """The network with its own parameters, computed in segments.
 
         Parameters
@@ -148,6 +192,8 @@ class GradientCheckpointing:
         ValueError
             If it has fewer modules than there are segments.
         """
+        if self.slots is not None:
+            return Revolved(network, self.slots)
         n = len(links(network))
         k = max(1, isqrt(4 * n) + 1 >> 1) if self.segments == "sqrt" else int(self.segments)
         if k > n:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from datasets import Workload, accuracy
+from kernels import counting
 from kernels.model.block import StandardConvolution, replace
 from taxonomy.measure.figures import costs
 from taxonomy.measure.protocol import REPETITIONS, Case, Contest, Missing, Protocol, Trial, Values
@@ -19,7 +20,11 @@ __all__ = ["BlockProtocol", "protocol"]
 
 
 class BlockProtocol(Protocol):
-    """Every standard convolution is built by the block, or stays as it is: `self` and `baseline`, five seeds each."""
+    """Every standard convolution is built by the block, or stays as it is: `self` and `baseline`, five seeds each.
+
+    Of a block that recovers what others keep for the backward pass, the peak bytes of a training step at the recipe's
+    batch are counted too; beside it the same layers, which keep it (`kept`, from its method of that name).
+    """
 
     kind = "block"
     version = 2
@@ -34,6 +39,10 @@ class BlockProtocol(Protocol):
             "self": _trained(case.subject, case.workload, case.seed),
             "baseline": _trained(StandardConvolution(), case.workload, case.seed),
         }
+        if hasattr(case.subject, "kept"):
+            blocks = {"self": case.subject, "kept": case.subject.kept(), "baseline": StandardConvolution()}
+            for who, block in blocks.items():
+                values.setdefault(who, {})["training_peak_bytes"] = _training_peak(block, case.workload, case.seed)
         if not is_timed(case.technique, case.variant):
             values["self"]["latency"] = Missing(case.technique.settings["untimed"])
         return values
@@ -66,6 +75,13 @@ def _figures(block: Any, workload: Workload, seed: int) -> dict[str, float]:
 
 def _trained(block: Any, workload: Workload, seed: int) -> dict[str, float | Missing]:
     return {**_figures(block, workload, seed)}
+
+
+def _training_peak(block: Any, workload: Workload, seed: int) -> int:
+    """Of one step of the untrained network, by the recipe's loss and batch."""
+    network, train = _drawn(block, workload, seed).train(), workload.data().train[: workload.recipe.batch]
+    x, y = torch.tensor(train.x), torch.tensor(train.y)
+    return counting.training_peak_bytes(network, lambda: workload.recipe.loss(network, x, y).backward())
 
 
 protocol = BlockProtocol()
