@@ -1,4 +1,10 @@
-"""How architecture searches are measured: how far from the known optimum they end, for what they spent."""
+"""How searches are measured: how far from the known optimum they end, for what they spent.
+
+What is searched is a problem: it offers `space` (the values of each choice), `task(seed)` (what a search may ask for),
+`regret(candidate, seed)`, and the `figures(candidate, seed)` of what was found. A workload of kind search is a problem,
+with every answer in a table; it may say its own `budgets`, and how many `searches` make a record. An operand workload lists
+shapes, each with its `budget`; what is searched for such a shape the technique says by `problem(shape)`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +13,7 @@ from statistics import mean
 from typing import Any
 
 from kernels.model.architecture_search.random_search import RandomSearch
-from taxonomy.measure.protocol import REPETITIONS, Case, Protocol, Trial, Values
+from taxonomy.measure.protocol import REPETITIONS, Case, Missing, Protocol, Trial, Values
 
 __all__ = ["SearchProtocol", "protocol"]
 
@@ -17,13 +23,16 @@ BUDGETS = (240, 540, 1080)
 SEARCHES = 40
 """Searches in one record, whose figures are their means: luck is large, and here a search costs nothing but lookups."""
 
+OTHER = "what is searched is no network: candidates differ in cost, not in this"
+
 
 class SearchProtocol(Protocol):
-    """Search a table of trained networks; beside it random search with the same seeds and budget.
+    """Search a space; beside it random search with the same seeds and budget.
 
-    The search sees the validation accuracy of one training seed, as a real one would. What it chose is judged by the
-    table's other seeds: regret against the optimum in the mean of their validation accuracies, accuracy on test in the
-    same mean. With the seed that it saw among them, a candidate chosen for its luck would be credited with that luck.
+    On a table of trained networks the search sees the validation accuracy of one training seed, as a real one would.
+    What it chose is judged by the table's other seeds: regret against the optimum in the mean of their validation
+    accuracies, accuracy on test in the same mean. With the seed that it saw among them, a candidate chosen for its luck
+    would be credited with that luck. A table of times is treated alike, repetitions in the place of seeds.
     """
 
     kind = "search"
@@ -31,25 +40,36 @@ class SearchProtocol(Protocol):
     metrics = ("regret", "accuracy", "search_cost", "parameters", "macs")
 
     def trials(self, technique: Any, variant: Mapping[str, Any], workload: Any) -> list[Trial]:
-        return [Trial({"budget": budget}, seed) for budget in BUDGETS for seed in range(REPETITIONS)]
+        if hasattr(workload, "space"):
+            settings = [{"budget": budget} for budget in getattr(workload, "budgets", BUDGETS)]
+        else:
+            settings = [dict(shape) for shape in workload.settings]
+        return [Trial(setting, seed) for setting in settings for seed in range(REPETITIONS)]
 
     def quality(self, case: Case) -> Values:
+        shape = {name: value for name, value in case.setting.items() if name != "budget"}
+        problem = case.workload if hasattr(case.workload, "space") else case.subject.problem(shape)
+        searches = getattr(problem, "searches", SEARCHES)
         searchers = {"self": case.subject, "baseline": RandomSearch()}
-        seeds = range(case.seed * SEARCHES, (case.seed + 1) * SEARCHES)
+        seeds = range(case.seed * searches, (case.seed + 1) * searches)
         values: Values = {}
         for who, searcher in searchers.items():
-            results = [_search(searcher, case.workload, case.setting["budget"], seed) for seed in seeds]
-            values[who] = {metric: mean(result[metric] for result in results) for metric in results[0]}
+            results = [_search(searcher, problem, case.setting["budget"], seed) for seed in seeds]
+            found = {metric: mean(result[metric] for result in results) for metric in results[0]}
+            values[who] = {**{metric: Missing(OTHER) for metric in self.metrics if metric not in found}, **found}
         return values
 
 
-def _search(searcher: Any, workload: Any, budget: float, seed: int) -> dict[str, float]:
-    best, history = searcher.search(workload.space, workload.task(seed), budget, seed)
-    chosen = workload.entry(best)
+def _search(searcher: Any, problem: Any, budget: float, seed: int) -> dict[str, float]:
+    best, history = searcher.search(problem.space, problem.task(seed), budget, seed)
+    figures = problem.figures(best, seed) if hasattr(problem, "figures") else _network(problem, best, seed)
+    return {"regret": problem.regret(best, seed), "search_cost": history[-1][2], **figures}
+
+
+def _network(problem: Any, best: Mapping[str, Any], seed: int) -> dict[str, float]:
+    chosen = problem.entry(best)
     return {
-        "regret": workload.regret(best, seed),
-        "accuracy": workload.unseen(chosen.test, seed),
-        "search_cost": history[-1][2],
+        "accuracy": problem.unseen(chosen.test, seed),
         "parameters": chosen.parameters,
         "macs": chosen.macs,
     }

@@ -25,7 +25,8 @@ class TransformProtocol(Protocol):
     `fine-tuned` is the network that was trained as long as the transformed one, and not transformed: what fine-tuning
     alone gains or loses is none of the technique's doing. Where the implementation offers `at_random(seed)`, a blind
     transform of the same strength goes the same way. A network whose constraints keep codes (`figures.stored_bits`)
-    has bytes moved and energy too. A technique's settings may name the variants that are `timed`, and why the others
+    has bytes moved and energy too. A network for inference alone is not fine-tuned; torch's counters may see nothing of
+    what it does, so it says its own `figures()`, bytes moved among them. A technique's settings may name the variants that are `timed`, and why the others
     are `untimed`.
     """
 
@@ -59,6 +60,10 @@ class TransformProtocol(Protocol):
             contestants["random"] = case.subject.at_random(case.seed)
         for who, transform in contestants.items():
             network = transform.apply(workload.trained(), data)
+            if hasattr(network, "figures"):
+                values[who] = _inference_only(network, data)
+                values["baseline"] |= traffic(untouched, workload)
+                continue
             before = accuracy(network, data.test)
             workload.recipe.finetune(network, data, seed=case.seed)
             baked = bake(network)
@@ -76,8 +81,17 @@ class TransformProtocol(Protocol):
 
     def contest(self, case: Case) -> Contest:
         data, untouched = case.workload.data(), case.workload.trained()
-        network = bake(case.subject.apply(case.workload.trained(), data))
+        network = case.subject.apply(case.workload.trained(), data)
+        network = network if hasattr(network, "figures") else bake(network)
         return forward_pass({"self": network, "baseline": untouched}, data, case.setting["batch"])
+
+
+def _inference_only(network: nn.Module, data: Any) -> dict[str, float | Missing]:
+    return {
+        "accuracy": accuracy(network, data.test),
+        "accuracy_before_finetuning": Missing("nothing is fine-tuned: the network is for inference alone"),
+        **network.figures(),  # type: ignore[operator]
+    }
 
 
 @cache
