@@ -2,8 +2,8 @@
 
 What is searched is a problem: it offers `space` (the values of each choice), `task(seed)` (what a search may ask for),
 `regret(candidate, seed)`, and the `figures(candidate, seed)` of what was found. A workload of kind search is a problem,
-with every answer in a table; it may say its own `budgets`, and how many `searches` make a record. An operand workload lists
-shapes, each with its `budget`; what is searched for such a shape the technique says by `problem(shape)`.
+with every answer in a table; it may say its own `budgets`, and how many `searches` make a record. An operand workload
+lists shapes, each with its `budget`; what is searched for such a shape the technique says by `problem(shape)`.
 """
 
 from __future__ import annotations

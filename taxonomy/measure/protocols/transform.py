@@ -26,8 +26,8 @@ class TransformProtocol(Protocol):
     alone gains or loses is none of the technique's doing. Where the implementation offers `at_random(seed)`, a blind
     transform of the same strength goes the same way. A network whose constraints keep codes (`figures.stored_bits`)
     has bytes moved and energy too. A network for inference alone is not fine-tuned; torch's counters may see nothing of
-    what it does, so it says its own `figures()`, bytes moved among them. A technique's settings may name the variants that are `timed`, and why the others
-    are `untimed`.
+    what it does, so it says its own `figures()`, bytes moved among them. A technique's settings may name the
+    variants that are `timed`, and why the others are `untimed`.
     """
 
     kind = "transform"
