@@ -7,7 +7,7 @@ from typing import Any
 
 from kernels.implementation.dataflow.layer import Layer
 from kernels.implementation.dataflow.systolic_array import DATAFLOWS, StallingArray
-from taxonomy.measure.protocol import Case, Protocol, Trial, Values
+from taxonomy.measure.protocol import REPETITIONS, Case, Protocol, Trial, Values
 
 LAYERS = ({"channels": 64, "size": 56}, {"channels": 128, "size": 28}, {"channels": 256, "size": 14})
 SIZES = (8, 16, 32, 64)
@@ -17,7 +17,12 @@ class Experiment(Protocol):
     kind = "depthwise-separable--systolic-array"
 
     def trials(self, technique: Any, variant: Mapping[str, Any], workload: Any) -> list[Trial]:
-        return [Trial({"array": size, **layer}) for size in SIZES for layer in LAYERS]
+        return [
+            Trial({"array": size, **layer}, seed)
+            for seed in range(REPETITIONS)  # the counts are the same each time: there is nothing random
+            for size in SIZES
+            for layer in LAYERS
+        ]
 
     def quality(self, case: Case) -> Values:
         channels, size, array = (case.setting[name] for name in ("channels", "size", "array"))

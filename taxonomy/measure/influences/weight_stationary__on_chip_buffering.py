@@ -7,7 +7,7 @@ from typing import Any
 
 from kernels.implementation.dataflow.layer import Layer
 from kernels.implementation.dataflow.on_chip_buffering import OnChipBuffering
-from taxonomy.measure.protocol import Case, Protocol, Trial, Values
+from taxonomy.measure.protocol import REPETITIONS, Case, Protocol, Trial, Values
 
 LAYERS = {
     "early": Layer(64, 64, 56, 56, kernel=3, padding=1),
@@ -21,7 +21,12 @@ class Experiment(Protocol):
     kind = "weight-stationary--on-chip-buffering"
 
     def trials(self, technique: Any, variant: Mapping[str, Any], workload: Any) -> list[Trial]:
-        return [Trial({"layer": name, "kib": kib}) for name in LAYERS for kib in SIZES]
+        return [
+            Trial({"layer": name, "kib": kib}, seed)
+            for seed in range(REPETITIONS)  # the counts are the same each time: there is nothing random
+            for name in LAYERS
+            for kib in SIZES
+        ]
 
     def quality(self, case: Case) -> Values:
         layer, kib = LAYERS[case.setting["layer"]], case.setting["kib"]
