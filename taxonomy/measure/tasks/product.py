@@ -44,12 +44,58 @@ def packed(w: np.ndarray, x: np.ndarray, shape: Shape) -> Callable[[], Any]:
     return lambda: torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
 
 
+def torch_int8(w: np.ndarray, x: np.ndarray, shape: Shape) -> Callable[[], Any]:
+    """PyTorch's linear layer on bytes: weights rounded and packed once, inputs in every call; the x86 engine."""
+    import torch
+
+    torch.backends.quantized.engine = "x86"
+    weights = torch.from_numpy(np.ascontiguousarray(w.T))
+    scales = weights.abs().amax(1) / 127
+    rounded = torch.quantize_per_channel(weights, scales, torch.zeros(len(scales), dtype=torch.long), 0, torch.qint8)
+    packed_weights, left = torch.ops.quantized.linear_prepack(rounded, None), torch.from_numpy(x)
+    return lambda: torch.ops.quantized.linear_dynamic(left, packed_weights)
+
+
+def onnxruntime(w: np.ndarray, x: np.ndarray, shape: Shape) -> Callable[[], Any]:
+    """onnxruntime's integer product: weights rounded beforehand, column by column, inputs in every call."""
+    import onnxruntime as runtime
+    from onnx import TensorProto, helper, numpy_helper
+
+    scales = np.abs(w).max(0) / 127
+    constants = {"w": np.rint(w / scales).astype(np.int8), "scales": scales.astype(np.float32)}
+    steps = (
+        ("DynamicQuantizeLinear", ["x"], ["codes", "scale", "zero"]), ("MatMulInteger", ["codes", "w", "zero"], ["sums"]),
+        ("Cast", ["sums"], ["real"]), ("Mul", ["scale", "scales"], ["both"]), ("Mul", ["real", "both"], ["y"]),
+    )  # fmt: skip
+    nodes = [
+        helper.make_node(kind, inputs, outputs, to=TensorProto.FLOAT if kind == "Cast" else None)
+        for kind, inputs, outputs in steps
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, size)
+        for name, size in (("x", list(x.shape)), ("y", [len(x), w.shape[1]]))
+    ]
+    kept = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "product", ends[:1], ends[1:], kept)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, {"x": x})[0]
+
+
 class Product(Task):
     """A dense product."""
 
     name = "product"
     keys = frozenset("mnk")
-    peers: ClassVar = {"openblas": openblas, "torch": torch_product, "torch-packed": packed}
+    peers: ClassVar = {
+        "openblas": openblas,
+        "torch": torch_product,
+        "torch-packed": packed,
+        "torch-int8": torch_int8,
+        "onnxruntime": onnxruntime,
+    }
     baselines: ClassVar = {"naive": naive, "dense": openblas, "fp32": openblas}
     times_unprepared = True
 
