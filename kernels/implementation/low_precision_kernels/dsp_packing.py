@@ -93,8 +93,8 @@ class DSPPacking(CostModel):
     .. math:: (a\,2^{18} + b)\,c = (a c)\,2^{18} + b c
 
     Two filters that meet the same input share it, so a layer with n filters needs ⌈n / 2⌉ passes over them in place of
-    n; a layer with one filter a group shares nothing. The two sums are taken apart after 7 products at most, which needs
-    adders in logic, one addition for each 7 products of a sum, and no slice.
+    n; a layer with one filter a group shares nothing. The two sums are taken apart after 7 products at most, which
+    needs adders in logic, one addition for each 7 products of a sum, and no slice.
 
     Parameters
     ----------

@@ -62,7 +62,7 @@ class ShuffleLookup(CodedConvolution):
     .. math:: \sum_t a_t b_t = \sum_{i} 2^i \sum_g T_g[\, b^{(i)}_{4g} + 2 b^{(i)}_{4g+1} + 4 b^{(i)}_{4g+2}
               + 8 b^{(i)}_{4g+3} \,], \qquad T_g[p] = \sum_{t < 4} p_t\, a_{4g+t}
 
-    Four inputs have 16 partial sums, a table of 16 bytes, which is what a byte shuffle (pshufb) looks up: for 32 columns
+    Four inputs have 16 partial sums, a table of 16 bytes, which a byte shuffle (pshufb) looks up: for 32 columns
     at once on AVX2. A bit plane of four weights is the index, four bits, so two groups share a byte. Inputs have 6 bits,
     so that sums of four fit a signed byte and nothing is approximate but the rounding of the operands.
 
