@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from taxonomy.measure.protocol import Missing
 from taxonomy.measure.tasks.task import Shape, Task, onednn
 
 __all__ = ["Convolution"]
@@ -65,6 +66,13 @@ class Convolution(Task):
     def call(self, operator: Any, constant: Any) -> Callable[[], Any]:
         options = {name: self.shape[name] for name in OPTIONS}
         return lambda: operator.conv2d(self.varying, constant, **options)
+
+    def figures(self, operator: Any, result: Any) -> dict[str, float | Missing]:
+        """Of an operator that multiplies less often than the equation says (`effective_macs`), how often."""
+        if not hasattr(operator, "effective_macs"):
+            return {}
+        outputs, channels, *kernel = self.constant.shape
+        return {"effective_macs": operator.effective_macs(channels, outputs, tuple(kernel), self.result_shape[2:])}
 
     def exact(self) -> np.ndarray:
         constant, varying = self.constant.astype(np.float64), self.varying.astype(np.float64)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from kernels.implementation.loops.loop_tiling import LoopTiling
+from taxonomy.measure.protocol import Missing
 from taxonomy.measure.tasks.task import Shape, Task, onednn
 
 __all__ = ["Product"]
@@ -109,6 +110,12 @@ class Product(Task):
 
     def call(self, operator: Any, constant: Any) -> Callable[[], Any]:
         return lambda: operator.matmul(self.varying, constant)
+
+    def figures(self, operator: Any, result: Any) -> dict[str, float | Missing]:
+        """Of an operator that multiplies less often than the equation says (`effective_macs`), how often."""
+        if not hasattr(operator, "effective_macs"):
+            return {}
+        return {"effective_macs": operator.effective_macs(self.varying, self.constant)}
 
     def exact(self) -> np.ndarray:
         return np.asarray(
