@@ -21,7 +21,7 @@ class Experiment(Protocol):
         return [Trial(dict(layer), seed, timing=True) for seed in range(REPETITIONS) for layer in LAYERS]
 
     def contest(self, case: Case) -> Contest:
-        """Four cells: a standard (`neither`, `target`) and a depthwise layer (`source`, `both`), direct and by im2col."""
+        """Four cells: a standard (`neither`, `target`) and a depthwise layer (`source`, `both`), each both ways."""
         channels, size = case.setting["channels"], case.setting["size"]
         rng = np.random.default_rng(case.seed)
         x = rng.standard_normal((1, channels, size, size), np.float32)

@@ -35,10 +35,10 @@ class Experiment(Protocol):
         exact = direct(x, w)
         narrow, wide = FORMATS[case.setting["format"]](), _Single()
         values: Values = {}
-        for who, form, by in (("neither", wide, direct), ("source", narrow, direct),
-                              ("target", wide, tiled), ("both", narrow, tiled)):  # fmt: skip
-            rounded = [form.round(a.astype(np.float32)).astype(np.float64) for a in (x, w)]
-            result = by(*rounded) if by is direct else tiled(*rounded, case.setting["tile"], form)
+        for who, form, tile in (("neither", wide, 0), ("source", narrow, 0), ("target", wide, case.setting["tile"]),
+                                ("both", narrow, case.setting["tile"])):  # fmt: skip
+            operands = [form.round(a.astype(np.float32)).astype(np.float64) for a in (x, w)]
+            result = tiled(operands[0], operands[1], tile, form) if tile else direct(operands[0], operands[1])
             values[who] = {"max_error": float(np.abs(result - exact).max() / np.abs(exact).max())}
         return values
 

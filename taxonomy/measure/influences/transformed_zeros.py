@@ -1,4 +1,4 @@
-"""How many of a pruned network's zeros are left when a transform has been over its filters: shared by two experiments."""
+"""How many of a pruned network's zeros are left after a transform of its filters: shared by two experiments."""
 
 from __future__ import annotations
 
