@@ -206,7 +206,7 @@ def _winograd(x, width, u, bt, at, across, tiles, y, y_width):
     m, n = at.shape
     places, panels = n * n, u.shape[1]
     flat, x, y = u.reshape(-1), x.reshape(-1), y.reshape(-1)
-    v = np.zeros(places * channels * WIDTH, np.float32)
+    v = np.empty(places * channels * WIDTH, np.float32)
     product = np.empty(places * panels * ROWS * WIDTH, np.float32)
     one, two = np.zeros(places * WIDTH, np.float32), np.zeros(places * WIDTH, np.float32)
     corner, result = np.zeros(WIDTH, np.int64), np.zeros(WIDTH, np.int64)
