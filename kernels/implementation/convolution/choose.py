@@ -56,11 +56,15 @@ def choose(shape: Mapping[str, Any], times: Iterable[tuple[Mapping[str, Any], st
     for measured, algorithm, seconds in times:
         if _depthwise(measured) != _depthwise(shape) or not permitted(algorithm, shape):
             continue
-        apart = sum(abs(log2(measured[name] / shape[name])) for name in SIZES) + abs(measured["kernel"] - shape["kernel"])
+        apart = sum(abs(log2(measured[name] / shape[name])) for name in SIZES) + abs(
+            measured["kernel"] - shape["kernel"]
+        )
         if apart < nearest or (apart == nearest and seconds < fastest):
             nearest, fastest, found = apart, seconds, algorithm
     if not found:
-        raise ValueError(f"times: expected an algorithm measured on a layer of the kind of {dict(shape)}; there is none")
+        raise ValueError(
+            f"times: expected an algorithm measured on a layer of the kind of {dict(shape)}; there is none"
+        )
     return found
 
 

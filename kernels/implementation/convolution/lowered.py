@@ -122,11 +122,14 @@ class Convolution(ABC):
         geometry = self._geometry(x, images.shape, filters.shape, stride, padding, dilation, groups)
         outputs, channels = filters.shape[:2]
         each, shape = outputs // groups, geometry.shape
-        y = np.empty((len(images), outputs, *shape), np.float32)
-        for n, image in enumerate(np.ascontiguousarray(images)):
-            for g, form in enumerate(filters.forms):
-                part = image[g * channels : (g + 1) * channels]
-                y[n, g * each : (g + 1) * each] = self._apply(part, form, geometry).reshape(each, *shape)
+        images = np.ascontiguousarray(images)
+        if len(images) == groups == 1:
+            y = self._apply(images[0], filters.forms[0], geometry).reshape(1, outputs, *shape)
+        else:
+            y = np.empty((len(images), outputs, *shape), np.float32)
+            for n, g in np.ndindex(len(images), groups):
+                part = images[n, g * channels : (g + 1) * channels]
+                y[n, g * each : (g + 1) * each] = self._apply(part, filters.forms[g], geometry).reshape(each, *shape)
         if bias is not None:
             added = as_array(bias, "bias", ndim=1, dtype=np.float32)
             if len(added) != outputs:

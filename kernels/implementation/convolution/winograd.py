@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -21,6 +22,20 @@ POINTS = {2: (0, 1, -1), 4: (0, 1, -1, 2, -2), 6: (0, 1, -1, 2, -2, Fraction(1, 
 ROWS, VECTORS = tile_shape(LANES)
 WIDTH = VECTORS * LANES
 """Tiles of the image that a product takes side by side."""
+
+
+class _Scratch(threading.local):
+    """Arrays of a thread that calls use again: memory fresh from the system costs as much as the transforms."""
+
+    def take(self, name: str, size: int) -> np.ndarray:
+        """At least so many float32, with whatever they hold."""
+        kept = self.__dict__.get(name)
+        if kept is None or kept.size < size:
+            kept = self.__dict__[name] = np.empty(size, np.float32)
+        return kept[:size]
+
+
+_SCRATCH = _Scratch()
 
 
 @lru_cache(maxsize=8)
@@ -166,14 +181,21 @@ class Winograd(Convolution):
         m, (rows, columns) = self.tile, geometry.shape
         down, across = -(-rows // m), -(-columns // m)
         (top, left), (height, width) = geometry.padding, geometry.size
-        padded = np.zeros((len(image), down * m + 2, across * m + 2), np.float32)
+        plane = (down * m + 2) * (across * m + 2)
+        padded = _SCRATCH.take("image", len(image) * plane).reshape(len(image), down * m + 2, across * m + 2)
+        padded[:] = 0
         fits = min(height, padded.shape[1] - top), min(width, padded.shape[2] - left)
         padded[:, top : top + fits[0], left : left + fits[1]] = image[:, : fits[0], : fits[1]]
         y = np.empty((form.outputs, down * m, across * m), np.float32)
         if len(image):
             bt, _, at = (np.ascontiguousarray(matrix, np.float32) for matrix in transforms(m))
             planes = padded.reshape(len(padded), -1), y.reshape(len(y), -1)
-            _winograd(planes[0], padded.shape[2], form.packed, bt, at, across, down * across, planes[1], y.shape[2])
+            places = (m + 2) ** 2 * WIDTH
+            scratch = (_SCRATCH.take("tiles", places * len(image)),
+                       _SCRATCH.take("products", places * form.packed.shape[1] * ROWS))  # fmt: skip
+            _winograd(
+                planes[0], padded.shape[2], form.packed, bt, at, across, down * across, planes[1], y.shape[2], *scratch
+            )
         else:
             y[:] = 0
         return np.ascontiguousarray(y[:, :rows, :columns])
@@ -200,14 +222,12 @@ def _lines(matrix, source, first, step, target, to, stride):
 
 
 @njit(cache=True, nogil=True)
-def _winograd(x, width, u, bt, at, across, tiles, y, y_width):
+def _winograd(x, width, u, bt, at, across, tiles, y, y_width, v, product):
     """All tiles of an image: x (channels, plane), u (places, panels, channels, ROWS), y (outputs, plane)."""
     (channels, plane), (outputs, y_plane) = x.shape, y.shape
     m, n = at.shape
     places, panels = n * n, u.shape[1]
     flat, x, y = u.reshape(-1), x.reshape(-1), y.reshape(-1)
-    v = np.empty(places * channels * WIDTH, np.float32)
-    product = np.empty(places * panels * ROWS * WIDTH, np.float32)
     one, two = np.zeros(places * WIDTH, np.float32), np.zeros(places * WIDTH, np.float32)
     corner, result = np.zeros(WIDTH, np.int64), np.zeros(WIDTH, np.int64)
     for first in range(0, tiles, WIDTH):
