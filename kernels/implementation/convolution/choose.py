@@ -29,8 +29,8 @@ def permitted(algorithm: str, shape: Mapping[str, Any]) -> bool:
 def choose(shape: Mapping[str, Any], times: Iterable[tuple[Mapping[str, Any], str, float]]) -> str:
     """The algorithm that was fastest on the measured layer most like this one, of those that can do it.
 
-    Alike are layers of one kind, depthwise or not, whose channels and sizes differ by few factors of two; of an algorithm
-    measured several times on a layer the fastest counts.
+    Alike are layers of one kind, depthwise or not, whose channels and sizes differ by few factors of two; of an
+    algorithm measured several times on a layer the fastest counts.
 
     Parameters
     ----------
