@@ -63,8 +63,8 @@ class ShuffleLookup(CodedConvolution):
               + 8 b^{(i)}_{4g+3} \,], \qquad T_g[p] = \sum_{t < 4} p_t\, a_{4g+t}
 
     Four inputs have 16 partial sums, a table of 16 bytes, which a byte shuffle (pshufb) looks up: for 32 columns
-    at once on AVX2. A bit plane of four weights is the index, four bits, so two groups share a byte. Inputs have 6 bits,
-    so that sums of four fit a signed byte and nothing is approximate but the rounding of the operands.
+    at once on AVX2. A bit plane of four weights is the index, four bits, so two groups share a byte. Inputs have 6
+    bits, so that sums of four fit a signed byte and nothing is approximate but the rounding of the operands.
 
     Where the codes are learned prototypes in place of bit planes, this is the kernel of MADDNESS
     (`kernels.arithmetic.approximate_arithmetic.lut_matmul`).
@@ -74,8 +74,8 @@ class ShuffleLookup(CodedConvolution):
     weight_bits : int, 1 to 4
         Of one bit, -1 and 1.
 
-    Source: Blalock and Guttag, "Multiplying Matrices Without Multiplying", 2021, section 4.3, for tables in registers and
-    the shuffle that looks them up.
+    Source: Blalock and Guttag, "Multiplying Matrices Without Multiplying", 2021, section 4.3, for tables in registers
+    and the shuffle that looks them up.
 
     Examples
     --------
@@ -205,7 +205,8 @@ def placed(j):
 
 @intrinsic
 def look_up(typingctx, sums, tables, table, step, indices, at):
-    """`look_up(sums, tables, table, step, indices, at)`: add, to the two registers of 16-bit sums of row r, what that row's
+    """`look_up(sums, tables, table, step, indices, at)`: add, to the two registers of 16-bit sums of row r, what that
+    row's
     two tables of 16 bytes, from `table + r * step` on, hold at the low and high halves of the index bytes at `at`."""
 
     def build(context, builder, sig, args):

@@ -64,9 +64,10 @@ class SubWordSIMD(CodedConvolution):
 
     .. math:: A B = s_A s_B \left( U V - z\, \mathbf{1} (\mathbf{1}^\top V) \right), \qquad u = a + z \ge 0
 
-    Processors multiply *unsigned* bytes by *signed* ones: inputs are shifted by z to be unsigned (or have no sign to begin
-    with), and what the shift adds is a multiple of the weights' column sums, known beforehand. Sums have 32 bits and are
-    exact. Real matrices are rounded to integers first, inputs row by row and images as a whole, weights column by column.
+    Processors multiply *unsigned* bytes by *signed* ones: inputs are shifted by z to be unsigned (or have no sign to
+    begin with), and what the shift adds is a multiple of the weights' column sums, known beforehand. Sums have 32
+    bits and are exact. Real matrices are rounded to integers first, inputs row by row and images as a whole, weights
+    column by column.
 
     ====================  =============================================================================
     8 by 8 bits           one instruction where the machine has vpdpbusd; else both widened to 16 bits
@@ -86,8 +87,8 @@ class SubWordSIMD(CodedConvolution):
     ValueError
         If a width is none of these.
 
-    Source: Vanhoucke et al., "Improving the speed of neural networks on CPUs", 2011, for bytes and their instructions; for
-    exact sums of the shifted operand, Jacob et al., arXiv 1712.05877, section 2.3.
+    Source: Vanhoucke et al., "Improving the speed of neural networks on CPUs", 2011, for bytes and their
+    instructions; for exact sums of the shifted operand, Jacob et al., arXiv 1712.05877, section 2.3.
 
     Examples
     --------

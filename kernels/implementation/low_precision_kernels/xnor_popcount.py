@@ -58,11 +58,12 @@ class XnorPopcount(CodedConvolution):
               = 4\,\mathrm{popcount}(a \wedge b) - 2\,\mathrm{popcount}(a) - 2\,\mathrm{popcount}(b) + k
 
     with the sign of a number in one bit. The right-hand form, an *and* in place of an *xnor*, leaves the counts of each
-    operand alone to be taken once, and lets places that pad a word be zeros. Ternary weights have two bits, whose planes are
-    counted one after the other. Packing the inputs into words is part of every call; the weights are packed once.
+    operand alone to be taken once, and lets places that pad a word be zeros. Ternary weights have two bits, whose
+    planes are counted one after the other. Packing the inputs into words is part of every call; the weights are
+    packed once.
 
-    Real matrices are rounded to signs first, with the mean magnitude of a row of inputs, an image, or a column of weights as
-    its scale.
+    Real matrices are rounded to signs first, with the mean magnitude of a row of inputs, an image, or a column of
+    weights as its scale.
 
     Parameters
     ----------
@@ -70,7 +71,8 @@ class XnorPopcount(CodedConvolution):
     lanes : {0, 2, 4, 8}
         Words of 64 bits in a vector register; 0 is this machine's own width.
 
-    Source: Rastegari et al., "XNOR-Net", 2016, section 3; Umuroglu et al., "FINN", 2017, for the popcount and thresholds.
+    Source: Rastegari et al., "XNOR-Net", 2016, section 3; Umuroglu et al., "FINN", 2017, for the popcount and
+    thresholds.
 
     Examples
     --------

@@ -33,7 +33,7 @@ def powers_of_two(scales: np.ndarray) -> np.ndarray:
 
 
 def blocked(x: np.ndarray, w: np.ndarray, block: int) -> Callable[[], np.ndarray]:
-    """Mantissas of the inputs are taken in the call, those of the weights before; a product of integers for each block."""
+    """Mantissas of the inputs are taken in the call, those of the weights before; a product for each block."""
     instruction = best_instruction(8, 8)
     panels = []
     for first in range(0, len(w), block):

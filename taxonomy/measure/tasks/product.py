@@ -65,7 +65,8 @@ def onnxruntime(w: np.ndarray, x: np.ndarray, shape: Shape) -> Callable[[], Any]
     scales = np.abs(w).max(0) / 127
     constants = {"w": np.rint(w / scales).astype(np.int8), "scales": scales.astype(np.float32)}
     steps = (
-        ("DynamicQuantizeLinear", ["x"], ["codes", "scale", "zero"]), ("MatMulInteger", ["codes", "w", "zero"], ["sums"]),
+        ("DynamicQuantizeLinear", ["x"], ["codes", "scale", "zero"]),
+        ("MatMulInteger", ["codes", "w", "zero"], ["sums"]),
         ("Cast", ["sums"], ["real"]), ("Mul", ["scale", "scales"], ["both"]), ("Mul", ["real", "both"], ["y"]),
     )  # fmt: skip
     nodes = [

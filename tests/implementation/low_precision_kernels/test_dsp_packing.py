@@ -1,4 +1,4 @@
-"""Two products in one multiplication are both exact: for every triple of bytes, and for sums of as many as are promised."""
+"""Two products in one multiplication are both exact: for every triple of bytes, and for sums of up to seven."""
 
 from __future__ import annotations
 
