@@ -261,9 +261,7 @@ class Winograd(Convolution):
         y = (np.empty if len(image) else np.zeros)((form.outputs, *geometry.shape), np.float32)
         if y.size and len(image):
             rows, *sizes = _blocking(self.tile, len(image), geometry.shape)
-            memory, starts = _aligned(sum(sizes)), np.cumsum([0, *sizes])
-            parts = [memory[first : first + size] for first, size in zip(starts, sizes, strict=False)]
-            _kernel(self.tile)(image, geometry.padding, form.packed, y, rows, *parts)
+            _kernel(self.tile)(image, geometry.padding, form.packed, y, rows, *[_aligned(size) for size in sizes])
         return y
 
 
