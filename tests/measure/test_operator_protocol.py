@@ -138,8 +138,11 @@ def test_all_contestants_compute_the_same(shape):
     contest = protocol.contest(case(Plain(), shape, peers=(*names, "elsewhere")))
     assert contest.unit == "flop" and contest.work == 2 * task_of(shape, 0).macs()[1]
     exact = task_of(shape, 0).exact()
-    for call in contest.contestants.values():
-        np.testing.assert_allclose(np.asarray(call()), exact, rtol=1e-3, atol=1e-4)
+    for name, call in contest.contestants.items():
+        bytewise = name in {"torch-int8", "onnxruntime"}  # they round both operands to 8 bits
+        np.testing.assert_allclose(
+            np.asarray(call()), exact, rtol=1e-3, atol=0.02 * np.abs(exact).max() if bytewise else 1e-4
+        )
     assert contest.missing["elsewhere"].startswith("it offers no")
     assert {"self", "baseline", *names, "elsewhere"} <= {*contest.contestants, *contest.missing}
 

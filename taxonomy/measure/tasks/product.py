@@ -6,6 +6,7 @@ length, those of numbers without only with its root.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
@@ -52,8 +53,12 @@ def torch_int8(w: np.ndarray, x: np.ndarray, shape: Shape) -> Callable[[], Any]:
     torch.backends.quantized.engine = "x86"
     weights = torch.from_numpy(np.ascontiguousarray(w.T))
     scales = weights.abs().amax(1) / 127
-    rounded = torch.quantize_per_channel(weights, scales, torch.zeros(len(scales), dtype=torch.long), 0, torch.qint8)
-    packed_weights, left = torch.ops.quantized.linear_prepack(rounded, None), torch.from_numpy(x)
+    zeros = torch.zeros(len(scales), dtype=torch.long)
+    with warnings.catch_warnings():  # torch wants torchao, which has no such engine
+        warnings.simplefilter("ignore")
+        rounded = torch.quantize_per_channel(weights, scales, zeros, 0, torch.qint8)
+        packed_weights = torch.ops.quantized.linear_prepack(rounded, None)
+    left = torch.from_numpy(x)
     return lambda: torch.ops.quantized.linear_dynamic(left, packed_weights)
 
 

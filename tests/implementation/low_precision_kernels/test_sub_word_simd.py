@@ -1,4 +1,4 @@
-"""Integer products are exact at every width, on every instruction; convolutions of what codes stand for are PyTorch's."""
+"""Integer products are exact at every width and instruction; convolutions of what codes stand for are PyTorch's."""
 
 from __future__ import annotations
 
