@@ -1,5 +1,6 @@
 """Tasks that operators are measured on, one kind a file; a setting's keys say which it is."""
 
+from taxonomy.measure.tasks.attention import Attention
 from taxonomy.measure.tasks.circuit import Circuit
 from taxonomy.measure.tasks.convolution import Convolution
 from taxonomy.measure.tasks.product import Product
@@ -9,7 +10,7 @@ from taxonomy.measure.tasks.task import Peer, Shape, Task
 
 __all__ = ["TASKS", "Circuit", "Peer", "Shape", "Task", "task_of"]
 
-TASKS: tuple[type[Task], ...] = (Convolution, Product, Solve, SparseProduct)
+TASKS: tuple[type[Task], ...] = (Attention, Convolution, Product, Solve, SparseProduct)
 
 
 def task_of(shape: Shape, seed: int) -> Task:

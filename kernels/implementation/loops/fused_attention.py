@@ -1,0 +1,202 @@
+"""Fused attention: scores, softmax and weighted sum in tiles, the matrix of scores never stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from kernels.arrays import as_array, describe, is_tensor, like
+from kernels.simd import LANES, tile_fma, tile_load, tile_store, tile_zero
+
+__all__ = ["FusedAttention", "memory_access", "plain_attention"]
+
+ROWS = 8
+"""Queries of a tile."""
+KEYS = 2 * LANES
+"""Keys of a register tile."""
+
+
+def plain_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool = False) -> np.ndarray:
+    """softmax(Q Kᵀ / √d) V for one head, as it is written, in float64.
+
+    Examples
+    --------
+    >>> plain_attention(np.zeros((1, 2)), np.ones((2, 2)), np.array([[1.0], [3.0]]))
+    array([[2.]])
+    """
+    scores = q.astype(np.float64) @ k.astype(np.float64).T / sqrt(q.shape[1])
+    if causal:
+        scores[np.arange(len(k))[None] > np.arange(len(q))[:, None]] = -np.inf
+    weights = np.exp(scores - scores.max(1, keepdims=True))
+    return weights / weights.sum(1, keepdims=True) @ v.astype(np.float64)
+
+
+def memory_access(n: int, d: int, cache: int) -> dict[str, int]:
+    r"""Numbers that cross the edge of a cache of so many numbers, for n queries and keys of d numbers.
+
+    .. math:: \Theta\!\left(n d + n^2\right) \text{ unfused}, \qquad \Theta\!\left(\frac{n^2 d^2}{M}\right) \text{
+    fused}
+
+    Counted are the passes of the two algorithms: unfused writes and reads the scores twice; fused reads keys and
+    values once for every block of queries, of which M / 4d fit.
+
+    Source: Dao et al., "FlashAttention", arXiv 2205.14135, theorem 2.
+
+    Examples
+    --------
+    >>> memory_access(4096, 64, 2**16)
+    {'unfused': 68157440, 'fused': 8912896}
+    """
+    rows = max(1, cache // (4 * d))
+    return {"unfused": 4 * n * d + 4 * n * n, "fused": 2 * n * d + 2 * n * d * -(-n // rows)}
+
+
+@dataclass(frozen=True)
+class FusedAttention:
+    r"""Exact attention that keeps no more of the scores than a tile.
+
+    .. math:: m' = \max(m, \max_j s_j), \quad l' = e^{m - m'} l + \sum_j e^{s_j - m'}, \quad
+              o' = e^{m - m'} o + \sum_j e^{s_j - m'} v_j
+
+    The softmax needs the largest score and the sum before it can divide. Both can be corrected as they become known:
+    when a block of keys raises the maximum, what was added so far is scaled down by the same factor. At the end o / l
+    is the result, the same as by the definition to rounding. Memory for scores is that of a tile, in place of n².
+
+    Parameters
+    ----------
+    block : int
+        Keys taken at one time.
+    causal : bool
+        Whether query i sees keys 0 to i alone.
+
+    Source: Dao et al., "FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness", NeurIPS 2022,
+    algorithm 1; the running maximum is that of Milakov and Gimelshein, "Online normalizer calculation for softmax",
+    2018.
+
+    Examples
+    --------
+    >>> q, k, v = np.random.default_rng(0).standard_normal((3, 100, 16), np.float32)
+    >>> bool(np.abs(FusedAttention().attention(q, k, v) - plain_attention(q, k, v)).max() < 1e-5)
+    True
+    """
+
+    block: int = 256
+    causal: bool = False
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.block, int) and self.block >= 1):
+            raise ValueError(f"block: expected a positive number of keys, got {self.block!r}")
+
+    def attention(self, q: Any, k: Any, v: Any) -> Any:
+        """Weighted sums of values, for every head.
+
+        Parameters
+        ----------
+        q : array_like or torch.Tensor of shape (..., n, d)
+        k : array_like or torch.Tensor of shape (..., m, d)
+        v : array_like or torch.Tensor of shape (..., m, e)
+            Leading axes, such as batch and heads, are the same for all three.
+
+        Returns
+        -------
+        numpy.ndarray or torch.Tensor of shape (..., n, e), float32
+            A tensor where an operand is one.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an operand is not real numbers, shapes do not fit, or there is no key.
+        """
+        left, keys, values = (as_array(x, name, dtype=np.float32) for x, name in ((q, "q"), (k, "k"), (v, "v")))
+        if left.ndim < 2 or keys.shape[:-2] != left.shape[:-2] or values.shape[:-1] != keys.shape[:-1]:
+            got = ", ".join(describe(x) for x in (q, k, v))
+            raise ValueError(f"q, k, v: expected (..., n, d), (..., m, d), (..., m, e), got {got}")
+        if keys.shape[-1] != left.shape[-1] or not left.shape[-1] or not keys.shape[-2]:
+            raise ValueError(f"k: expected at least one key of {left.shape[-1]} numbers, as q has, got {describe(k)}")
+        heads, (n, d), (_, e) = left.shape[:-2], left.shape[-2:], values.shape[-2:]
+        out = np.empty((*heads, n, e), np.float32)
+        for head in np.ndindex(*heads):
+            self._head(left[head], keys[head], values[head], out[head], sqrt(d))
+        return like(out, next((x for x in (q, k, v) if is_tensor(x)), None))
+
+    def _head(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, out: np.ndarray, root: float) -> None:
+        (n, d), (m, e) = q.shape, v.shape
+        block = -(-min(self.block, m) // KEYS) * KEYS
+        tall, deep, wide = -(-n // ROWS) * ROWS, -(-m // block) * block, -(-e // KEYS) * KEYS
+        queries, keys, values = (np.zeros(shape, np.float32) for shape in ((tall, d), (d, deep), (deep, wide)))
+        queries[:n] = q * np.float32(1 / root)
+        keys[:, :m], values[:m, :e] = k.T, v
+        sums = np.zeros((tall, wide), np.float32)
+        _attend(queries, keys, values, m, block, self.causal, sums)
+        out[:] = sums[:n, :e]
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _exponential(x):
+    """e^x to two units in the last place: a power of two by the exponent's bits, a polynomial for the rest."""
+    y = (np.float32(-87) if x < np.float32(-87) else x) * np.float32(1.4426950408889634)  # NaN stays NaN
+    whole = np.floor(y + np.float32(0.5))
+    t = (y - whole) * np.float32(0.6931471805599453)
+    p = np.float32(1.0 / 720)
+    p = p * t + np.float32(1.0 / 120)
+    p = p * t + np.float32(1.0 / 24)
+    p = p * t + np.float32(1.0 / 6)
+    p = p * t + np.float32(0.5)
+    p = (p * t + np.float32(1)) * t + np.float32(1)
+    return p, np.int32(whole)
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _attend(q, k, v, m, block, causal, out):
+    (n, d), deep, wide = q.shape, k.shape[1], v.shape[1]
+    left, right, values, sums = q.reshape(-1), k.reshape(-1), v.reshape(-1), out.reshape(-1)
+    scores, powers = np.empty(ROWS * block, np.float32), np.empty(block, np.int32)
+    scales = powers.view(np.float32)
+    largest, total = np.empty(ROWS, np.float32), np.empty(ROWS, np.float32)
+    for i0 in range(0, n, ROWS):
+        largest[:], total[:] = -np.inf, 0
+        for j0 in range(0, deep, block):
+            if causal and j0 > i0 + ROWS - 1:
+                break
+            for j in range(0, block, KEYS):
+                tile = tile_zero(ROWS, 2, LANES)
+                for p in range(d):
+                    tile = tile_fma(tile, left, i0 * d + p, d, right, p * deep + j0 + j)
+                tile_store(tile, scores, j, block)
+            for r in range(ROWS):
+                row = scores[r * block : (r + 1) * block]
+                seen = min(block, m - j0)
+                if causal:
+                    seen = min(seen, i0 + r - j0 + 1)
+                high = largest[r]
+                for j in range(seen):
+                    high = max(high, row[j])
+                factor = np.exp(largest[r] - high) if largest[r] != high else np.float32(1)
+                if factor != 1:
+                    for e in range(wide):
+                        sums[(i0 + r) * wide + e] *= factor
+                for j in range(block):
+                    x = row[j] - high
+                    value, power = _exponential(x)
+                    row[j], powers[j] = value, (power + np.int32(127)) << np.int32(23)
+                added = np.float32(0)
+                for j in range(max(0, seen)):
+                    row[j] *= scales[j]
+                for j in range(max(0, seen)):
+                    added += row[j]
+                for j in range(max(0, seen), block):
+                    row[j] = 0
+                total[r], largest[r] = total[r] * factor + added, high
+            for e in range(0, wide, KEYS):
+                tile = tile_load(sums, i0 * wide + e, wide, ROWS, 2, LANES)
+                for j in range(block):
+                    tile = tile_fma(tile, scores, j, block, values, (j0 + j) * wide + e)
+                tile_store(tile, sums, i0 * wide + e, wide)
+        for r in range(ROWS):
+            share = np.float32(1) / total[r]
+            for e in range(wide):
+                sums[(i0 + r) * wide + e] *= share
