@@ -12,7 +12,7 @@ from numba import njit
 from kernels.arrays import as_array, describe, is_tensor, like
 from kernels.simd import LANES, tile_fma, tile_load, tile_store, tile_zero
 
-__all__ = ["FusedAttention", "memory_access", "plain_attention"]
+__all__ = ["Context", "FusedAttention", "memory_access", "plain_attention"]
 
 ROWS = 8
 """Queries of a tile."""
@@ -55,6 +55,23 @@ def memory_access(n: int, d: int, cache: int) -> dict[str, int]:
     return {"unfused": 4 * n * d + 4 * n * n, "fused": 2 * n * d + 2 * n * d * -(-n // rows)}
 
 
+@dataclass(frozen=True, eq=False)
+class Context:
+    """Keys and values of every head, transposed and filled up for the tiles; made by `FusedAttention.prepare`.
+
+    Attributes
+    ----------
+    keys : numpy.ndarray of shape (..., d, columns), float32
+    values : numpy.ndarray of shape (..., columns, wide), float32
+    shape : tuple of int
+        (m, d, e): keys, and numbers of a key and of a value.
+    """
+
+    keys: np.ndarray
+    values: np.ndarray
+    shape: tuple[int, int, int]
+
+
 @dataclass(frozen=True)
 class FusedAttention:
     r"""Exact attention that keeps no more of the scores than a tile.
@@ -91,14 +108,48 @@ class FusedAttention:
         if not (isinstance(self.block, int) and self.block >= 1):
             raise ValueError(f"block: expected a positive number of keys, got {self.block!r}")
 
-    def attention(self, q: Any, k: Any, v: Any) -> Any:
+    def prepare(self, context: Any) -> Context:
+        """Bring keys and values, of a context that many queries see, into form once.
+
+        Parameters
+        ----------
+        context : pair of array_like or torch.Tensor, of shapes (..., m, d) and (..., m, e)
+            Keys and values. They are copied: a later change is not seen.
+
+        Returns
+        -------
+        Context
+
+        Raises
+        ------
+        TypeError, ValueError
+            If there are no two arrays of real numbers of such shapes, or there is no key.
+        """
+        try:
+            k, v = context
+        except (TypeError, ValueError):
+            raise ValueError("context: expected the pair (keys, values)") from None
+        keys, values = as_array(k, "k", dtype=np.float32), as_array(v, "v", dtype=np.float32)
+        if keys.ndim < 2 or values.ndim < 2 or values.shape[:-1] != keys.shape[:-1]:
+            raise ValueError(f"k, v: expected (..., m, d) and (..., m, e), got {describe(k)} and {describe(v)}")
+        (*heads, m, d), e = keys.shape, values.shape[-1]
+        if not (m and d):
+            raise ValueError(f"k: expected at least one key of at least one number, got {describe(k)}")
+        block = self._block(m)
+        deep, wide = -(-m // block) * block, -(-e // KEYS) * KEYS
+        packed = Context(np.zeros((*heads, d, deep), np.float32), np.zeros((*heads, deep, wide), np.float32), (m, d, e))
+        packed.keys[..., :m], packed.values[..., :m, :e] = np.swapaxes(keys, -1, -2), values
+        return packed
+
+    def attention(self, q: Any, k: Any, v: Any = None) -> Any:
         """Weighted sums of values, for every head.
 
         Parameters
         ----------
         q : array_like or torch.Tensor of shape (..., n, d)
-        k : array_like or torch.Tensor of shape (..., m, d)
-        v : array_like or torch.Tensor of shape (..., m, e)
+        k : array_like or torch.Tensor of shape (..., m, d), or Context
+            The keys, or keys and values as `prepare` gives them.
+        v : array_like or torch.Tensor of shape (..., m, e), optional
             Leading axes, such as batch and heads, are the same for all three.
 
         Returns
@@ -111,28 +162,31 @@ class FusedAttention:
         TypeError, ValueError
             If an operand is not real numbers, shapes do not fit, or there is no key.
         """
-        left, keys, values = (as_array(x, name, dtype=np.float32) for x, name in ((q, "q"), (k, "k"), (v, "v")))
-        if left.ndim < 2 or keys.shape[:-2] != left.shape[:-2] or values.shape[:-1] != keys.shape[:-1]:
-            got = ", ".join(describe(x) for x in (q, k, v))
-            raise ValueError(f"q, k, v: expected (..., n, d), (..., m, d), (..., m, e), got {got}")
-        if keys.shape[-1] != left.shape[-1] or not left.shape[-1] or not keys.shape[-2]:
-            raise ValueError(f"k: expected at least one key of {left.shape[-1]} numbers, as q has, got {describe(k)}")
-        heads, (n, d), (_, e) = left.shape[:-2], left.shape[-2:], values.shape[-2:]
+        if isinstance(k, Context) and v is not None:
+            raise ValueError("v: expected nothing beside a prepared context, which holds the values")
+        context = k if isinstance(k, Context) else self.prepare((k, v))
+        (m, d, e), heads = context.shape, context.keys.shape[:-2]
+        left = as_array(q, "q", dtype=np.float32)
+        if left.shape[:-2] != heads or left.ndim != len(heads) + 2 or left.shape[-1] != d:
+            raise ValueError(f"q: expected {(*heads, 'n', d)}, as the keys have, got {describe(q)}")
+        n, block = left.shape[-2], self._block(m)
+        if context.keys.shape[-1] % block:
+            raise ValueError(f"k: expected a context prepared for blocks of {self.block} keys")
+        rows = -(-n // ROWS) * ROWS
         out = np.empty((*heads, n, e), np.float32)
+        queries, sums = np.zeros((rows, d), np.float32), np.empty((rows, context.values.shape[-1]), np.float32)
         for head in np.ndindex(*heads):
-            self._head(left[head], keys[head], values[head], out[head], sqrt(d))
+            queries[:n], sums[:] = left[head] * np.float32(1 / sqrt(d)), 0
+            _attend(queries, context.keys[head], context.values[head], m, block, self.causal, sums)
+            out[head] = sums[:n, :e]
         return like(out, next((x for x in (q, k, v) if is_tensor(x)), None))
 
-    def _head(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, out: np.ndarray, root: float) -> None:
-        (n, d), (m, e) = q.shape, v.shape
-        block = -(-min(self.block, m) // KEYS) * KEYS
-        tall, deep, wide = -(-n // ROWS) * ROWS, -(-m // block) * block, -(-e // KEYS) * KEYS
-        queries, keys, values = (np.zeros(shape, np.float32) for shape in ((tall, d), (d, deep), (deep, wide)))
-        queries[:n] = q * np.float32(1 / root)
-        keys[:, :m], values[:m, :e] = k.T, v
-        sums = np.zeros((tall, wide), np.float32)
-        _attend(queries, keys, values, m, block, self.causal, sums)
-        out[:] = sums[:n, :e]
+    def supports(self, layer: Any, format: Any = None) -> bool:
+        """False: attention has no weights, so it is no layer of convolution, linear or recurrent kind to stand in for."""
+        return False
+
+    def _block(self, m: int) -> int:
+        return -(-min(self.block, m) // KEYS) * KEYS
 
 
 @njit(cache=True, nogil=True, inline="always")

@@ -1,4 +1,4 @@
-"""Operator fusion: convolution, batch norm, rectifier and pooling in one pass, the results between them never stored."""
+"""Operator fusion: convolution, batch norm, rectifier and pooling in one pass, nothing stored between."""
 
 from __future__ import annotations
 

@@ -44,11 +44,8 @@ class Attention(Task):
         context = rng.standard_normal((2, heads, keys, size), np.float32)
         return cls(shape, context, rng.standard_normal((heads, queries, size), np.float32))
 
-    def prepared(self, operator: Any) -> Any:
-        return self.constant
-
     def call(self, operator: Any, constant: Any) -> Callable[[], Any]:
-        return lambda: operator.attention(self.varying, constant[0], constant[1])
+        return lambda: operator.attention(self.varying, constant)
 
     def exact(self) -> np.ndarray:
         return np.asarray(unfused(self.constant.astype(np.float64), self.varying.astype(np.float64), self.shape)())

@@ -75,9 +75,24 @@ def test_bad_operands_are_named():
     x = np.ones((4, 3), np.float32)
     with pytest.raises(ValueError, match="block: expected a positive number of keys, got 0"):
         FusedAttention(0)
-    with pytest.raises(ValueError, match="k: expected at least one key of 3 numbers"):
+    with pytest.raises(ValueError, match=r"q: expected \('n', 2\), as the keys have, got ndarray of shape \(4, 3\)"):
         FusedAttention().attention(x, x[:, :2], x)
     with pytest.raises(ValueError, match="k: expected at least one key"):
         FusedAttention().attention(x, x[:0], x[:0])
-    with pytest.raises(ValueError, match=r"q, k, v: expected \(\.\.\., n, d\)"):
+    with pytest.raises(ValueError, match=r"k, v: expected \(\.\.\., m, d\) and"):
         FusedAttention().attention(x, x, x[:2])
+    with pytest.raises(ValueError, match="context: expected the pair"):
+        FusedAttention().prepare(x)
+    context = FusedAttention(64).prepare((np.ones((90, 3)), np.ones((90, 3))))
+    with pytest.raises(ValueError, match="v: expected nothing beside a prepared context"):
+        FusedAttention(64).attention(x, context, x)
+    with pytest.raises(ValueError, match="k: expected a context prepared for blocks of 256 keys"):
+        FusedAttention(256).attention(x, context)
+
+
+def test_a_prepared_context_serves_many_queries_and_keeps_what_it_was_given():
+    q, k, v = torch.randn(3, 2, 37, 16)
+    operator = FusedAttention(16)
+    context, expected = operator.prepare((k, v)), operator.attention(q, k, v)
+    k.zero_()
+    assert torch.equal(operator.attention(q, context), expected)
