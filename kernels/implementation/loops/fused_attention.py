@@ -182,7 +182,7 @@ class FusedAttention:
         return like(out, next((x for x in (q, k, v) if is_tensor(x)), None))
 
     def supports(self, layer: Any, format: Any = None) -> bool:
-        """False: attention has no weights, so it is no layer of convolution, linear or recurrent kind to stand in for."""
+        """False: attention holds no weights, so no layer of a network stands for it."""
         return False
 
     def _block(self, m: int) -> int:
