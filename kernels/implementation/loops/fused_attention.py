@@ -170,12 +170,16 @@ class FusedAttention:
         if left.shape[:-2] != heads or left.ndim != len(heads) + 2 or left.shape[-1] != d:
             raise ValueError(f"q: expected {(*heads, 'n', d)}, as the keys have, got {describe(q)}")
         n, block = left.shape[-2], self._block(m)
+        seen = 1 if self.causal else m
         if context.keys.shape[-1] % block:
             raise ValueError(f"k: expected a context prepared for blocks of {self.block} keys")
         rows = -(-n // ROWS) * ROWS
         out = np.empty((*heads, n, e), np.float32)
         queries, sums = np.zeros((rows, d), np.float32), np.empty((rows, context.values.shape[-1]), np.float32)
         for head in np.ndindex(*heads):
+            if n == 1:
+                _attend_one(left[head][0], context.keys[head], context.values[head], seen, out[head][0])
+                continue
             queries[:n], sums[:] = left[head] * np.float32(1 / sqrt(d)), 0
             _attend(queries, context.keys[head], context.values[head], m, block, self.causal, sums)
             out[head] = sums[:n, :e]
@@ -254,3 +258,26 @@ def _attend(q, k, v, m, block, causal, out):
             share = np.float32(1) / total[r]
             for e in range(wide):
                 sums[(i0 + r) * wide + e] *= share
+
+
+@njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
+def _attend_one(q, k, v, seen, out):
+    """One query, as in generating: its scores are a vector, a tile of queries would be empty but for a row."""
+    scores, sums = np.zeros(seen, np.float32), np.zeros(v.shape[1], np.float32)
+    root = np.float32(1 / np.sqrt(q.size))
+    for p in range(q.size):
+        factor = q[p] * root
+        for j in range(seen):
+            scores[j] += factor * k[p, j]
+    high = scores[0]
+    for j in range(seen):
+        high = max(high, scores[j])
+    total = np.float32(0)
+    for j in range(seen):
+        scores[j] = np.exp(scores[j] - high)
+        total += scores[j]
+    for j in range(seen):
+        for e in range(sums.size):
+            sums[e] += scores[j] * v[j, e]
+    for e in range(out.size):
+        out[e] = sums[e] / total
