@@ -2,7 +2,8 @@
 
 The weights of all layers (tensors of two dimensions or more) are one array. Its `content` is the floats as they are,
 their symmetric 8-bit codes with one scale a tensor, or those codes after nine of ten weights of each tensor, the
-smallest, became zero. Rates are taken on an operand workload, a long array of such codes.
+smallest, became zero. A technique's setting `contents` may name others, among them `activations`: what the layers
+behind the first are given for some test items. Rates are taken on an operand workload, a long array of such codes.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
+from taxonomy.measure.figures import layer_inputs
 from taxonomy.measure.protocol import REPETITIONS, Case, Contest, Missing, Protocol, Trial, Values
 
 CONTENTS = ("float32", "int8", "pruned int8")
 DENSITY = 0.1
+ITEMS = 16
 
 
 class CodecProtocol(Protocol):
@@ -26,7 +30,7 @@ class CodecProtocol(Protocol):
 
     def trials(self, technique: Any, variant: Mapping[str, Any], workload: Any) -> list[Trial]:
         if hasattr(workload, "network"):
-            return [Trial({"content": content}) for content in CONTENTS]
+            return [Trial({"content": content}) for content in technique.settings.get("contents", CONTENTS)]
         return [
             Trial({**setting, "direction": direction}, seed, timing=True)
             for setting in workload.settings
@@ -35,7 +39,8 @@ class CodecProtocol(Protocol):
         ]
 
     def quality(self, case: Case) -> Values:
-        x = weights(case.workload.trained(), case.setting["content"])
+        content = case.setting["content"]
+        x = activations(case.workload) if content == "activations" else weights(case.workload.trained(), content)
         encoded = case.subject.encode(x)
         decoded = case.subject.decode(encoded)
         if decoded.dtype != x.dtype or decoded.shape != x.shape or decoded.tobytes() != x.tobytes():
@@ -76,6 +81,13 @@ def weights(network: nn.Module, content: str) -> np.ndarray:
             kept[np.argsort(np.abs(w), kind="stable")[: w.size - round(DENSITY * w.size)]] = 0
         codes.append(_codes(kept))
     return np.concatenate(codes)
+
+
+def activations(workload: Any) -> np.ndarray:
+    """The inputs of all layers but the first, as floats, for a few test items."""
+    items = torch.tensor(workload.data().test.x[:ITEMS])
+    _, *inputs = layer_inputs(workload.trained().eval(), items).values()
+    return np.concatenate([x.numpy().ravel() for x in inputs])
 
 
 def _codes(w: np.ndarray) -> np.ndarray:
