@@ -1,7 +1,7 @@
 """Do posits send fewer bits than floats that are as exact?
 
-No float is exactly as exact as a posit. So a share of the weights is in the widest float that is worse, and the rest has a
-bit more: the share at which the noise of both together is the posit's.
+No float is exactly as exact as a posit. So a share of the weights is in the widest float that is worse, and the others
+have a bit more: the share at which the noise of both together is the posit's.
 """
 
 from __future__ import annotations
