@@ -34,7 +34,7 @@ from kernels.arithmetic.exponent_format import ExponentFormat
 from kernels.arithmetic.number_format import Encoded
 from kernels.arrays import as_array, describe
 
-__all__ = ["PowerOfTwo", "power_of_two_round"]
+__all__ = ["PowerOfTwo", "power_of_two_round", "shift_dot"]
 
 
 def power_of_two_round(x: np.ndarray, bits: int, exponent: int) -> np.ndarray:
@@ -208,3 +208,29 @@ def _decode(codes, target, smallest, bits):
         power = smallest + ((code & ((1 << (bits - 2)) - 1)) << 23)
         negative = (code >> (bits - 2)) & 1
         target[i] = (power | -(negative << 31)) if code >> (bits - 1) else 0
+
+
+@njit(cache=True, nogil=True)
+def shift_dot(q, places, signs):
+    """Sum of integers, each shifted by its places and negated where the sign is -1: a dot product without a product.
+
+    Parameters
+    ----------
+    q, places, signs : ndarray of int32, of one shape (n,)
+        Signs are 0 and -1, for (x ^ s) - s is x or -x.
+
+    Returns
+    -------
+    int32
+        Modulo 2^32, as a sum of products would be.
+
+    Examples
+    --------
+    >>> int(shift_dot(np.int32([5, 5]), np.int32([0, 3]), np.int32([0, -1])))
+    -35
+    """
+    total = np.int32(0)
+    for i in range(q.size):
+        x = cast(q[i] << places[i], total)
+        total = cast(total + cast(cast(x ^ signs[i], total) - signs[i], total), total)
+    return total

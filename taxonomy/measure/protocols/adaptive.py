@@ -14,7 +14,7 @@ from taxonomy.measure.figures import one_item
 from taxonomy.measure.protocol import REPETITIONS, Case, Contest, Missing, Protocol, Trial, Values
 from taxonomy.measure.protocols.transform import BATCHES, is_timed
 
-__all__ = ["AdaptiveProtocol", "protocol"]
+__all__ = ["AdaptiveProtocol", "inference", "protocol"]
 
 ITEMS = 64
 """Test items of one timed call, as one batch or one after the other: a single item would be all easy or all hard."""
@@ -66,7 +66,7 @@ class AdaptiveProtocol(Protocol):
         data, batch = case.workload.data(), case.setting["batch"]
         networks = {"self": case.subject.apply(case.workload.trained(), data), "baseline": case.workload.trained()}
         parts = torch.tensor(data.test.x[:ITEMS]).split(batch)
-        contestants = {who: _inference(network, parts) for who, network in networks.items()}
+        contestants = {who: inference(network, parts) for who, network in networks.items()}
         return Contest(contestants, work=sum(map(len, parts)), unit="items")
 
 
@@ -78,7 +78,8 @@ def _figures(right: float, macs: float, parameters: int) -> dict[str, Any]:
     return {"accuracy": right, "macs": macs, "parameters": parameters, "energy": macs * energy.mac_energy("fp32")}
 
 
-def _inference(network: nn.Module, parts: tuple[Tensor, ...]) -> Callable[[], None]:
+def inference(network: nn.Module, parts: tuple[Tensor, ...]) -> Callable[[], None]:
+    """A call that computes the items part by part."""
     network.eval()
 
     def call() -> None:
