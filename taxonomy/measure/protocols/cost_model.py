@@ -2,9 +2,10 @@
 
 A network workload gives its own layers for one item; an operand workload lists them, `count` times each. A model whose
 cost depends on the numbers themselves (`needs_values`) is given the trained network's weights and its layers' inputs
-for training items, batch norm folded; its figures are means over those items. What is stored are the figures of the
-model's counts; of one that cannot be had the model says why (`missing`). Sizes are those of a square array, or what
-a technique's settings list as `sizes`.
+for training items, batch norm folded; its figures are means over those items. One that asks how layers are connected
+(`cost_network`) is given the trained network itself. What is stored are the figures of the model's counts; of one that
+cannot be had the model says why (`missing`). Sizes are those of a square array, or what a technique's settings list as
+`sizes`.
 """
 
 from __future__ import annotations
@@ -33,14 +34,23 @@ class CostModelProtocol(Protocol):
 
     def quality(self, case: Case) -> Values:
         subject = replace(case.subject, **case.setting)
-        layers = (valued_layers_of if subject.needs_values else layers_of_workload)(case.workload)
+        connected = hasattr(subject, "cost_network") and hasattr(case.workload, "trained")
+        given = _network_of(case.workload) if connected else (_layers_for(subject, case.workload),)
         values: Values = {}
         for who, model in (("self", subject), ("baseline", subject.ideal())):
-            figures = model.cost(layers).figures()
+            figures = (model.cost_network if connected else model.cost)(*given).figures()
             values[who] = {k: Missing(model.missing[k]) if v is None else v for k, v in figures.items()}
         for peer in case.technique.peers:
             values[peer] = {"cycles": Missing(NO_PEER[peer])}
         return values
+
+
+def _network_of(workload: Any) -> tuple[Any, tuple[int, ...]]:
+    return workload.trained(), workload.input_shape
+
+
+def _layers_for(model: Any, workload: Any) -> Sequence[Layer]:
+    return (valued_layers_of if model.needs_values else layers_of_workload)(workload)
 
 
 def layers_of_workload(workload: Any) -> list[Layer]:
