@@ -6,13 +6,21 @@ for training items, batch norm folded; its figures are means over those items. O
 (`cost_network`) is given the trained network itself. What is stored are the figures of the model's counts; of one that
 cannot be had the model says why (`missing`). Sizes are those of a square array, or what a technique's settings list as
 `sizes`.
+
+A model that multiplies as its hardware would (`matmul`) answers too, with every convolution and linear layer of a
+network computed by it: accuracy on the first `items` of the test split, and the error of their logits, against the
+network in FP32. One in which chance has a part (`random`) is repeated for as many seeds as the settings say, where it
+answers or what it counts depends on it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import log10
 from typing import Any
+
+import numpy as np
 
 from kernels.implementation.dataflow.layer import Layer, layers_of, valued_layers
 from taxonomy.measure.protocol import Case, Missing, Protocol, Trial, Values
@@ -30,19 +38,51 @@ class CostModelProtocol(Protocol):
     metrics = ("cycles", "macs", "core_utilization", "sram_access", "memory_access", "energy")
 
     def trials(self, technique: Any, variant: Mapping[str, Any], workload: Any) -> list[Trial]:
-        return [Trial(size) for size in technique.settings.get("sizes", SIZES)]
+        subject = technique.reference(**variant)
+        sizes = technique.settings.get("sizes", SIZES)
+        multiplies = hasattr(subject, "matmul")
+        answers = multiplies and hasattr(workload, "data")
+        if answers:
+            items = min(technique.settings["items"], len(workload.data().test))
+            sizes = [{**size, "items": items} for size in sizes]
+        drawn = getattr(subject, "random", False) and answers == multiplies  # of one that multiplies, only its answers
+        seeds = technique.settings.get("seeds", 1) if drawn else 1
+        return [Trial(size, seed) for size in sizes for seed in range(seeds)]
 
     def quality(self, case: Case) -> Values:
-        subject = replace(case.subject, **case.setting)
+        subject = replace(case.subject, **{name: size for name, size in case.setting.items() if name != "items"})
+        if getattr(subject, "random", False):
+            subject = replace(subject, seed=case.seed)
         connected = hasattr(subject, "cost_network") and hasattr(case.workload, "trained")
         given = _network_of(case.workload) if connected else (_layers_for(subject, case.workload),)
         values: Values = {}
         for who, model in (("self", subject), ("baseline", subject.ideal())):
             figures = (model.cost_network if connected else model.cost)(*given).figures()
             values[who] = {k: Missing(model.missing[k]) if v is None else v for k, v in figures.items()}
+        if "items" in case.setting:
+            for who, answers in _answered(subject, case.workload, case.setting["items"]).items():
+                values[who].update(answers)
         for peer in case.technique.peers:
             values[peer] = {"cycles": Missing(NO_PEER[peer])}
         return values
+
+
+def _answered(model: Any, workload: Any, items: int) -> Values:
+    import torch
+
+    from taxonomy.measure.stack import CALIBRATION, fold, operate
+
+    data, network = workload.data(), fold(workload.trained())
+    test = data.test[:items]
+    computed = operate(network, model, torch.tensor(data.train.x[:CALIBRATION]))
+    with torch.no_grad():
+        exact, found = (net(torch.tensor(test.x)).numpy().astype(np.float64) for net in (network, computed))
+    noise = float(np.sum((exact - found) ** 2))
+    sqnr = 10 * log10(np.sum(exact**2) / noise) if noise else Missing("infinite: the logits are those of FP32")
+    right = {"self": found, "baseline": exact}
+    values: Values = {who: {"accuracy": float(np.mean(y.argmax(1) == test.y))} for who, y in right.items()}
+    values["self"]["sqnr"] = sqnr
+    return values
 
 
 def _network_of(workload: Any) -> tuple[Any, tuple[int, ...]]:
