@@ -12,8 +12,10 @@ import yaml
 
 import datasets
 from kernels.arithmetic.approximate_arithmetic.essential_bits import EssentialBits
-from kernels.counting import macs
+from kernels.counting import macs, parameters
 from kernels.implementation.dataflow.weight_stationary import WeightStationary
+from kernels.implementation.memory.memory_planning import MemoryPlanning
+from kernels.implementation.memory.processing_in_memory import ProcessingInMemory
 from taxonomy.load import ROOT
 from taxonomy.measure.protocol import Case, Missing
 from taxonomy.measure.protocols.cost_model import layers_of_workload, protocol, valued_layers_of
@@ -91,3 +93,35 @@ def test_a_model_that_needs_numbers_is_given_the_networks_own():
         assert 0 < parallel["core_utilization"] < own["core_utilization"] < 1
         assert isinstance(own["energy"], Missing) and "no cited energy" in own["energy"].reason
     assert not hasattr(valued_layers_of(WORKLOADS["resnet18-layers"])[0], "weights")
+
+
+def test_a_model_that_multiplies_answers_and_chance_is_repeated():
+    workload = datasets.workload("digits-mlp")
+    node = SimpleNamespace(
+        id="crossbars", peers=(), settings={"sizes": [{"rows": 64}], "items": 40, "seeds": 2},
+        reference=lambda **variant: ProcessingInMemory(**variant),
+    )  # fmt: skip
+    (trial,) = protocol.trials(node, {}, workload)
+    values = protocol.quality(Case(node, {}, ProcessingInMemory(), workload, trial.setting, trial.seed))
+    assert values["self"]["accuracy"] == values["baseline"]["accuracy"] > 0.9 and values["self"]["sqnr"] > 20
+    assert isinstance(values["self"]["energy"], Missing)
+    noisy = {"variation": 0.3}
+    first, second = (
+        protocol.quality(Case(node, noisy, ProcessingInMemory(**noisy), workload, trial.setting, trial.seed))["self"]
+        for trial in protocol.trials(node, noisy, workload)
+    )
+    assert first["sqnr"] != second["sqnr"] and max(first["sqnr"], second["sqnr"]) < values["self"]["sqnr"]
+    (trial,) = protocol.trials(node, noisy, WORKLOADS["resnet18-layers"])  # no answers, and nothing random
+    assert trial.setting == {"rows": 64}
+
+
+def test_a_model_of_connections_is_given_the_network():
+    node = SimpleNamespace(id="plans", peers=(), settings={"sizes": [{"align": 1}]})
+    workload = WORKLOADS["mnist-cnn"]
+    (trial,) = protocol.trials(node, {}, workload)
+    values = protocol.quality(Case(node, {}, MemoryPlanning(), workload, trial.setting, trial.seed))
+    network = workload.trained()
+    plan = MemoryPlanning(align=1).cost_network(network, workload.input_shape)
+    assert values["self"]["peak_activation_bytes"] == values["baseline"]["peak_activation_bytes"] == plan.arena
+    assert values["self"]["memory_footprint"] == plan.arena + 4 * parameters(network)
+    assert isinstance(values["self"]["cycles"], Missing)

@@ -7,10 +7,10 @@ for training items, batch norm folded; its figures are means over those items. O
 cannot be had the model says why (`missing`). Sizes are those of a square array, or what a technique's settings list as
 `sizes`.
 
-A model that multiplies as its hardware would (`matmul`) answers too, with every convolution and linear layer of a
-network computed by it: accuracy on the first `items` of the test split, and the error of their logits, against the
-network in FP32. One in which chance has a part (`random`) is repeated for as many seeds as the settings say, where it
-answers or what it counts depends on it.
+A model that multiplies as its hardware would (`matmul`) answers too, where the settings name `items`: with every
+convolution and linear layer of a network computed by it, accuracy on the first so many of the test split and the error
+of their logits, against the network in FP32. One in whose answers chance has a part (`random`) is repeated for as many
+`seeds`.
 """
 
 from __future__ import annotations
@@ -38,15 +38,12 @@ class CostModelProtocol(Protocol):
     metrics = ("cycles", "macs", "core_utilization", "sram_access", "memory_access", "energy")
 
     def trials(self, technique: Any, variant: Mapping[str, Any], workload: Any) -> list[Trial]:
-        subject = technique.reference(**variant)
-        sizes = technique.settings.get("sizes", SIZES)
-        multiplies = hasattr(subject, "matmul")
-        answers = multiplies and hasattr(workload, "data")
-        if answers:
-            items = min(technique.settings["items"], len(workload.data().test))
+        settings = technique.settings
+        sizes, seeds = settings.get("sizes", SIZES), 1
+        if "items" in settings and hasattr(workload, "data"):
+            items = min(settings["items"], len(workload.data().test))
             sizes = [{**size, "items": items} for size in sizes]
-        drawn = getattr(subject, "random", False) and answers == multiplies  # of one that multiplies, only its answers
-        seeds = technique.settings.get("seeds", 1) if drawn else 1
+            seeds = settings.get("seeds", 1) if technique.reference(**variant).random else 1
         return [Trial(size, seed) for size in sizes for seed in range(seeds)]
 
     def quality(self, case: Case) -> Values:
