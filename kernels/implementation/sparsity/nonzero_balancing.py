@@ -144,7 +144,7 @@ class NonzeroBalancing(SparseLeft):
     ...     form = NonzeroBalancing(split=split).prepare(w)
     ...     print(split, form.loads, f"{form.balance:.2f}")
     rows [10 26] 1.44
-    nonzeros [15 21] 1.17
+    nonzeros [21 15] 1.17
     """
 
     workers: int = 2
