@@ -22,7 +22,18 @@ from taxonomy.fingerprint import canonical
 from taxonomy.measurements import label
 from taxonomy.statistics import median, p_beyond, t_interval
 
-__all__ = ["Finding", "Point", "conclude", "contrast", "crossover", "findings", "judge", "smallest_effect", "vote"]
+__all__ = [
+    "Finding",
+    "Point",
+    "break_even",
+    "conclude",
+    "contrast",
+    "crossover",
+    "findings",
+    "judge",
+    "smallest_effect",
+    "vote",
+]
 
 Vote = Literal["+", "-", "0", "?"]
 Verdict = Literal["supported", "contradicted", "inconclusive"]
@@ -264,3 +275,53 @@ def findings(edge: schema.Influence, records: Iterable[Mapping[str, Any]] | None
         finding = conclude(edge, samples, *about[name], counted=counted[name])
         found.append(replace(finding, stale=stale, by_construction=counted[name]))
     return tuple(sorted(found, key=lambda finding: finding.metric != tx.metric(edge.metric)))
+
+
+def break_even(
+    technique: str, along: str = "density", who: str = "baseline", records: Iterable[Mapping[str, Any]] | None = None
+) -> tuple[Finding, ...]:
+    """How an operator's time compares with a contestant's along a condition, and where it stops being the faster one.
+
+    Parameters
+    ----------
+    technique : str
+        Its id.
+    along : str
+        A numeric condition of its times, such as the density.
+    who : str
+        The contestant: `baseline` or a peer.
+    records : iterable of records, optional
+        Those of the reference store, or this machine's, if absent.
+
+    Returns
+    -------
+    tuple of Finding
+        One a variant, workload and all other conditions, as an influence of that condition would have it; none where
+        no time was taken beside the contestant.
+    """
+    from taxonomy.fingerprint import snapshot
+    from taxonomy.freshness import is_stale
+    from taxonomy.load import load
+
+    tx, state = load(), snapshot()
+    node = tx[technique]
+    edge = schema.Influence(
+        source=along, target=node.id, metric="latency", sign="mixed", estimand="crossover", along=along, mechanism="",
+        contrast="", attribution="field", workloads=("",),
+    )  # fmt: skip
+    if records is None:
+        kept = (
+            [r for r in store.records(node.address) if r["type"] == "timing"]
+            for store in (stores.reference, stores.here)
+        )
+        records = next(filter(None, kept), [])
+    samples: dict[tuple[str, str], dict[float | None, list[float]]] = defaultdict(lambda: defaultdict(list))
+    stale: dict[tuple[str, str], bool] = defaultdict(bool)
+    for record in sorted(records, key=lambda record: record["seed"]):
+        if record["type"] != "timing" or along not in record["setting"] or who not in record["times"]:
+            continue
+        rest = {name: value for name, value in {**record["variant"], **record["setting"]}.items() if name != along}
+        at = record["workload"], label(rest)
+        samples[at][record["setting"][along]].append(_c("latency", record, who, "self", higher_is_better=False))
+        stale[at] |= is_stale(tx, node, record, state)
+    return tuple(replace(conclude(edge, found, *at), stale=stale[at]) for at, found in samples.items())

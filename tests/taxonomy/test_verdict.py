@@ -9,7 +9,7 @@ import pytest
 import taxonomy
 from taxonomy import store as stores
 from taxonomy.freshness import expected
-from taxonomy.verdict import TIMES, conclude, contrast, crossover, findings, judge, smallest_effect, vote
+from taxonomy.verdict import TIMES, break_even, conclude, contrast, crossover, findings, judge, smallest_effect, vote
 
 tx = taxonomy.load()
 CROSSOVER = next(edge for edge in tx.influences() if edge.estimand == "crossover" and edge.metric == "latency")
@@ -161,6 +161,24 @@ def test_a_crossover_is_sought_where_the_votes_turn():
     found = conclude(CROSSOVER, {s: [c + rng.gauss(0, 0.02) for _ in range(10)] for s, c in planted.items()})
     assert [point.vote for point in found.points] == ["0", "0", "+", "-"]
     assert found.crossover[0] == pytest.approx(10**-0.5, rel=0.1)
+
+
+def test_an_operators_own_times_say_where_it_breaks_even():
+    """Against each contestant, variant by variant; a setting that was not timed beside it says nothing."""
+    planted = {"baseline": 0.15, "mkl": 5.0}
+    records = []
+    for who, strength in planted.items():
+        for one in synthetic(lambda d, root=strength: math.log(root / d)):
+            times = {who: one["times"]["baseline"], "self": one["times"]["self"]}
+            setting = {"m": 64, "n": 8, "k": 64, **one["setting"]}
+            records.append({**one, "subject": "csr", "variant": {"index_bits": 16}, "setting": setting, "times": times})
+    records.append({**records[0], "type": "quality", "times": {}})
+    (found,) = break_even("csr", records=records)
+    assert found.crossover[0] == pytest.approx(planted["baseline"], rel=0.1) and found.stale
+    assert found.setting == "index_bits=16, m=64, n=8, k=64" and found.influence == "density--csr"
+    (against,) = break_even("csr", who="mkl", records=records)
+    assert against.crossover is None and all(point.vote == "+" for point in against.points)
+    assert break_even("csr", who="scipy", records=records) == ()
 
 
 def test_repetitions_that_are_all_the_same_are_no_evidence():
