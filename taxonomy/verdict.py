@@ -76,6 +76,14 @@ class Finding:
         """The contrast of the point farthest from nothing."""
         return max((point.c for point in self.points), key=abs)
 
+    @property
+    def turn(self) -> str:
+        """Where c changes sign, with its interval; else on which side of nothing the trace stays."""
+        if self.crossover:
+            return "{:.2g} [{:.2g}, {:.2g}]".format(*self.crossover)
+        votes = {point.vote for point in self.points}
+        return "always ahead" if votes == {"+"} else "never ahead" if "+" not in votes else "undecided"
+
 
 def smallest_effect(metric: str) -> float:
     """10 % for time, 5 % for other ratios (both in logs), half a point of accuracy."""
@@ -278,7 +286,11 @@ def findings(edge: schema.Influence, records: Iterable[Mapping[str, Any]] | None
 
 
 def break_even(
-    technique: str, along: str = "density", who: str = "baseline", records: Iterable[Mapping[str, Any]] | None = None
+    technique: str,
+    along: str = "density",
+    who: str = "baseline",
+    records: Iterable[Mapping[str, Any]] | None = None,
+    **conditions: Any,
 ) -> tuple[Finding, ...]:
     """How an operator's time compares with a contestant's along a condition, and where it stops being the faster one.
 
@@ -292,6 +304,8 @@ def break_even(
         The contestant: `baseline` or a peer.
     records : iterable of records, optional
         Those of the reference store, or this machine's, if absent.
+    **conditions
+        Parameters and conditions that are wanted, such as `n=64`.
 
     Returns
     -------
@@ -305,10 +319,10 @@ def break_even(
 
     tx, state = load(), snapshot()
     node = tx[technique]
-    edge = schema.Influence(
-        source=along, target=node.id, metric="latency", sign="mixed", estimand="crossover", along=along, mechanism="",
-        contrast="", attribution="field", workloads=("",),
-    )  # fmt: skip
+    edge = schema.Influence.model_validate({
+        "source": along, "target": node.id, "metric": "latency", "sign": "mixed", "estimand": "crossover",
+        "along": along, "mechanism": "", "contrast": "", "attribution": "field", "workloads": node.workloads or ("",),
+    })  # fmt: skip
     if records is None:
         kept = (
             [r for r in store.records(node.address) if r["type"] == "timing"]
@@ -321,6 +335,8 @@ def break_even(
         if record["type"] != "timing" or along not in record["setting"] or who not in record["times"]:
             continue
         rest = {name: value for name, value in {**record["variant"], **record["setting"]}.items() if name != along}
+        if any(rest.get(name) != value for name, value in conditions.items()):
+            continue
         at = record["workload"], label(rest)
         samples[at][record["setting"][along]].append(_c("latency", record, who, "self", higher_is_better=False))
         stale[at] |= is_stale(tx, node, record, state)

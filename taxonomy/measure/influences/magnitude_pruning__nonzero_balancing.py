@@ -25,7 +25,7 @@ class Experiment(Protocol):
         return [Trial({"skew": skew}, seed, timing=True) for seed in range(REPETITIONS) for skew in SKEWS]
 
     def contest(self, case: Case) -> Contest:
-        """Four cells: an unpruned (`neither`, `target`) and a pruned matrix (`source`, `both`), each split both ways."""
+        """Four cells: unpruned (`neither`, `target`) and pruned weights (`source`, `both`), each split both ways."""
         dense, pruned = matrices(case.setting["skew"], case.seed)
         x = np.random.default_rng(case.seed).standard_normal((SIZE, COLUMNS), np.float32)
         contestants: dict[str, Callable[[], Any]] = {}
