@@ -118,6 +118,42 @@ def test_agrees_with_torchs_counter_where_it_sees(module, shape):
     assert macs(module, x) == torch_count(module, x) > 0
 
 
+def fvcore_count(network, x):
+    analysis = pytest.importorskip("fvcore.nn").FlopCountAnalysis(network.eval(), x)
+    return analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).total()
+
+
+@pytest.mark.filterwarnings("ignore")  # those of tracing, which fvcore does
+@pytest.mark.parametrize(
+    "module, shape",
+    [
+        (nn.Conv2d(4, 8, (3, 5), (1, 2), 2, 2, groups=2), (3, 4, 17, 19)),
+        (nn.ConvTranspose2d(4, 6, 3, 2), (2, 4, 7, 7)),
+        (nn.Linear(5, 7), (2, 3, 5)),
+        (nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)), (2, 3, 8, 8)),
+        (Functional(lambda x: torch.einsum("bik,bjk->bij", x, x)), (6, 3, 4)),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+def test_agrees_with_fvcore_where_it_sees(module, shape):
+    x = torch.randn(shape)
+    assert macs(module, x) == fvcore_count(module, x) > 0
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "module, shape, exact",
+    [
+        (nn.LSTM(8, 4), (7, 1, 8), 7 * 4 * 4 * (8 + 4)),
+        (Functional(lambda x: functional.scaled_dot_product_attention(x, x, x)), (1, 2, 9, 4), 2 * 2 * 9 * 9 * 4),
+    ],
+    ids=["LSTM", "attention"],
+)
+def test_counts_what_fvcore_does_not_see(module, shape, exact):
+    x = torch.randn(shape)
+    assert macs(module, x) == exact and fvcore_count(module, x) < exact
+
+
 FUNCTIONS = {
     "matmul": (lambda a, b: a @ b, (6, 3, 4), (4, 5), 6 * 3 * 4 * 5),
     "matrix-vector": (lambda a, b: a @ b, (3, 4), (4,), 12),
