@@ -23,12 +23,19 @@ RESIDENT = 4
 """Numbers kept for each parameter by AdamW: weight, gradient and two moments. A system that keeps something else says
 so by ``resident_bytes(network)``."""
 
+ITEMS = 1024
+"""Items that a system of several processes is trained on: every update waits for messages, and the cores are few."""
+
 
 class TrainingSystemProtocol(Protocol):
     """Train by the system and plainly, from the same start; compare one batch's gradient, memory and time.
 
     The setting `epochs` trains the workload's network for a quarter of its recipe. The setting of a `depth` and a
     `batch` takes one forward and backward pass of a chain of so many convolutions on the workload's items.
+
+    A system of several processes (one that offers ``start``) is measured where it runs. What it holds is that of the
+    worker that holds most, what it sends that of the worker that sends most, and its time that of a whole update. Its
+    training is shorter, and takes the first `items` of the workload.
     """
 
     kind = "training-system"
@@ -37,32 +44,37 @@ class TrainingSystemProtocol(Protocol):
 
     def trials(self, technique: Any, variant: Mapping[str, Any], workload: Any) -> list[Trial]:
         seeds = range(REPETITIONS)
+        training = {"epochs": max(1, workload.recipe.epochs // 4)}
+        if technique is not None and hasattr(technique.reference(**variant), "start"):
+            training = {"epochs": max(2, workload.recipe.epochs // 10), "items": ITEMS}
         return [
-            *(Trial({"epochs": max(1, workload.recipe.epochs // 4)}, seed) for seed in seeds),
+            *(Trial(training, seed) for seed in seeds),
             Trial(DEEP),
             *(Trial({"batch": workload.recipe.batch}, seed, timing=True) for seed in seeds),
             *(Trial(DEEP, seed, timing=True) for seed in seeds),
         ]
 
     def quality(self, case: Case) -> Values:
-        workload = case.workload
-        own, plain = _one_batch(case), _one_batch(case, plain=True)
+        plain = _one_batch(case, plain=True)
         values: Values = {
-            "self": {
-                **own.figures(case.subject),
-                "gradient_error": _relative(own.gradient, plain.gradient),
-                "bytes_sent": Missing("one process: nothing is sent"),
-            },
+            "self": _several(case, plain) if hasattr(case.subject, "start") else _single(case, plain),
             "baseline": {**plain.figures(), "gradient_error": 0.0},
         }
         if "epochs" in case.setting:
+            workload, data = case.workload, _data(case)
             recipe = replace(workload.recipe, epochs=case.setting["epochs"], seed=case.seed)
-            trained, _ = case.subject.run(recipe, workload.network(case.seed), workload.data())
-            values["self"]["accuracy"] = accuracy(trained, workload.data().test)
-            values["baseline"]["accuracy"] = _plain_accuracy(workload, recipe)
+            trained, _ = case.subject.run(recipe, workload.network(case.seed), data)
+            values["self"]["accuracy"] = accuracy(trained, data.test)
+            values["baseline"]["accuracy"] = _plain_accuracy(workload, recipe, len(data.train))
         return values
 
     def contest(self, case: Case) -> Contest:
+        if hasattr(case.subject, "start"):
+            steps = {
+                "self": case.subject.start(*_start(case)),
+                "baseline": _one_batch(case, plain=True).step(case.workload.recipe.optimizer),
+            }
+            return Contest(steps, work=case.setting["batch"], unit="items")
         own = getattr(case.subject, "optimizer", None)
         contestants = {
             "self": _one_batch(case).step(own),
@@ -127,7 +139,39 @@ def chain(shape: tuple[int, ...], classes: int, depth: int, width: int = 16) -> 
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
 
 
-def _one_batch(case: Case, plain: bool = False) -> OneBatch:
+def _single(case: Case, plain: OneBatch) -> dict[str, Any]:
+    own = _one_batch(case)
+    return {
+        **own.figures(case.subject),
+        "gradient_error": _relative(own.gradient, plain.gradient),
+        "bytes_sent": Missing("one process: nothing is sent"),
+    }
+
+
+def _several(case: Case, plain: OneBatch) -> dict[str, Any]:
+    with case.subject.start(*_start(case)) as stepping:
+        step = stepping.look()
+        stepping()
+        held = zip(stepping.resident_bytes(), step.peak_bytes, strict=True)
+        figures: dict[str, Any] = {
+            "training_peak_bytes": max(step.peak_bytes),
+            "memory_footprint": max(map(sum, held)),
+            "gradient_error": _relative(step.gradient, plain.gradient),
+            "bytes_sent": max(step.sent),
+        }
+    if hasattr(case.subject, "core_utilization"):
+        figures["core_utilization"] = case.subject.core_utilization(*_start(case)[1:3])
+    return figures
+
+
+def _data(case: Case) -> Data:
+    """The workload's data, with as many items to train on as the setting says."""
+    data = case.workload.data()
+    return replace(data, train=data.train[: case.setting.get("items", len(data.train))])
+
+
+def _start(case: Case) -> tuple[Recipe, nn.Module, Tensor, Tensor]:
+    """A recipe, an untrained network, and one batch."""
     workload, setting = case.workload, case.setting
     data = workload.data()
     if "depth" in setting:
@@ -136,13 +180,21 @@ def _one_batch(case: Case, plain: bool = False) -> OneBatch:
             network = chain(workload.input_shape, data.classes, setting["depth"])
     else:
         network = workload.network(case.seed)
-    recipe = OneBatch(batch=setting.get("batch", workload.recipe.batch), seed=case.seed)
-    batch = replace(data, train=data.train[: recipe.batch])
+    batch = data.train[: setting.get("batch", workload.recipe.batch)]
+    recipe = replace(workload.recipe, batch=len(batch), seed=case.seed)
+    return recipe, network, torch.tensor(batch.x), torch.tensor(batch.y)
+
+
+def _one_batch(case: Case, plain: bool = False) -> OneBatch:
+    recipe, network, x, _ = _start(case)
+    looking = OneBatch(batch=recipe.batch, seed=case.seed)
+    data = case.workload.data()
+    batch = replace(data, train=data.train[: len(x)])
     if plain:
-        recipe.train(network, batch)
+        looking.train(network, batch)
     else:
-        case.subject.run(recipe, network, batch)
-    return recipe
+        case.subject.run(looking, network, batch)
+    return looking
 
 
 def _relative(own: Tensor, plain: Tensor) -> float:
@@ -150,11 +202,11 @@ def _relative(own: Tensor, plain: Tensor) -> float:
 
 
 @cache
-def _plain_accuracy(workload: Workload, recipe: Recipe) -> float:
+def _plain_accuracy(workload: Workload, recipe: Recipe, items: int) -> float:
     """Remembered, because all variants share it."""
-    network = workload.network(recipe.seed)
-    recipe.train(network, workload.data())
-    return accuracy(network, workload.data().test)
+    network, data = workload.network(recipe.seed), workload.data()
+    recipe.train(network, replace(data, train=data.train[:items]))
+    return accuracy(network, data.test)
 
 
 protocol = TrainingSystemProtocol()
