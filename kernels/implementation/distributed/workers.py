@@ -198,7 +198,7 @@ class Workers:
 
     Notes
     -----
-    The processes are forked from a server that has torch loaded and nothing else, which makes them start in a fraction
+    The processes are forked from a server that has torch and this package loaded, which makes them start in a fraction
     of a second and is safe whatever threads the caller has. A script that starts workers guards its own start with
     ``if __name__ == "__main__"``, as always with `multiprocessing`.
 
@@ -324,7 +324,8 @@ def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch.distributed"])
+    # the first optimizer of a process imports torch._dynamo, which takes longer than all the rest
+    context.set_forkserver_preload(["torch._dynamo", "kernels.implementation.distributed.system"])
     return context
 
 
