@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from kernels.counting import training_peak_bytes
 from kernels.implementation.distributed.workers import Group, Workers
 
-__all__ = ["Distributed", "SplitBatch", "Step", "Stepping"]
+__all__ = ["Distributed", "SplitBatch", "Step", "Stepping", "numbers_of_its_own"]
 
 DAY = 86400.0
 """Seconds that a training may take; that a worker is gone is noticed at once."""
@@ -102,7 +103,7 @@ class Step:
     Attributes
     ----------
     gradients : list of Tensor
-        Of the network's parameters, as the optimizers see them.
+        Of the network's parameters in their order, as the optimizers see them.
     peak_bytes, sent : list of int
         By worker: the most bytes that the pass makes at one moment, as `counting.training_peak_bytes` counts; bytes of
         payload that the worker sends, those of the new weights included where there are any.
@@ -166,6 +167,13 @@ class SplitBatch(Distributed):
         """
         return group.all_reduce(gradient)
 
+    def buffer(self, learned: list[nn.Parameter]) -> Tensor | None:
+        """What the gradients are added up in, and `exchange` gets; None where they are exchanged before that."""
+        flat = torch.zeros(sum(p.numel() for p in learned), dtype=learned[0].dtype)
+        for p, piece in zip(learned, flat.split([p.numel() for p in learned]), strict=True):
+            p.grad = piece.view_as(p)  # the backward pass adds to it in place: nothing is copied
+        return flat
+
     def adapt(self, group: Group, recipe: Any) -> Any:
         return replace(recipe, loss=_Share(self, group, recipe.loss, recipe.seed))
 
@@ -182,23 +190,28 @@ class _Share:
     def __call__(self, network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         group, learned = self.group, [p for p in network.parameters() if p.requires_grad]
         own_x, own_y = (t.tensor_split(group.size)[group.rank] for t in (x, y))
-        flat = torch.zeros(sum(p.numel() for p in learned), dtype=learned[0].dtype)
-        for p, piece in zip(learned, flat.split([p.numel() for p in learned]), strict=True):
-            p.grad = piece.view_as(p)  # the backward pass adds to it in place: nothing is copied
+        flat = self.system.buffer(learned)
         value = torch.zeros(())
-        # each worker draws its own numbers, and the order of items, which all draw, is not touched
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed * group.size + group.rank)
+        with numbers_of_its_own(group, self.seed):
             if len(own_x):
                 value = self.loss(network, own_x, own_y) * (len(own_x) / len(x))
                 value.backward()
             else:
                 self.system.idle(network, own_x)
         self.seed += 1
-        whole = self.system.exchange(group, flat)
-        if whole is not flat:
-            flat.copy_(whole)
+        if flat is not None:
+            whole = self.system.exchange(group, flat)
+            if whole is not flat:
+                flat.copy_(whole)
         return value.detach().requires_grad_()
+
+
+@contextmanager
+def numbers_of_its_own(group: Group, seed: int) -> Iterator[None]:
+    """Each worker draws its own random numbers inside; the order of items, which all draw, is not touched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed * group.size + group.rank)
+        yield
 
 
 class _Looking(torch.optim.Optimizer):
@@ -220,7 +233,7 @@ def _train(group: Group, system: Distributed, recipe: Any, network: nn.Module, d
     trace = system.adapt(group, recipe).train(part, data, on_step=lambda step, part: sent.append(group.sent))
     for row, (before, after) in zip(trace, pairwise(sent), strict=True):
         row["bytes_sent"] = after - before
-    return [p.detach() for p in part.parameters()], list(part.buffers()), trace
+    return [p.detach().clone() for p in part.parameters()], list(part.buffers()), trace
 
 
 class _Held:
@@ -249,14 +262,14 @@ class _Held:
         optimizer, step = self.ready(replace(self.recipe, optimizer=_Looking))
         seen = _parameters(optimizer)
         peak = training_peak_bytes(nn.ParameterList([*self.part.parameters(), *seen]), step)
-        return [torch.zeros_like(p) if p.grad is None else p.grad for p in seen], peak
+        return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in seen], peak
 
     def resident_bytes(self) -> int:
-        parameters = [*self.part.parameters()]
-        gradients = [p.grad for p in {*parameters, *_parameters(self.optimizer)} if p.grad is not None]
+        parameters = [*self.part.parameters(), *_parameters(self.optimizer)]
+        gradients = [p.grad for p in parameters if p.grad is not None]
         state = [value for values in self.optimizer.state.values() for value in values.values()]
         tensors = [*parameters, *gradients, *(t for t in state if isinstance(t, Tensor) and t.dim())]
-        return sum(t.nbytes for t in tensors)
+        return sum({s._cdata: s.nbytes() for s in (t.untyped_storage() for t in tensors)}.values())
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

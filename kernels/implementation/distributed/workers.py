@@ -61,13 +61,22 @@ class Group:
     size: int = 1
     sent: int = 0
     kept: dict[str, Any] = field(default_factory=dict)
-    _posted: list[tuple[Any, Tensor, int]] = field(default_factory=list)
+    _posted: dict[int, tuple[Any, Tensor, int]] = field(default_factory=dict)
+    _number: int = 0
 
-    def send(self, x: Tensor, to: int) -> None:
-        """Send a tensor on its way, without waiting for it; `x` must stay as it is until `settle`."""
+    def send(self, x: Tensor, to: int) -> int:
+        """Send a tensor on its way, without waiting for it; `x` must stay as it is until it has left.
+
+        Returns
+        -------
+        int
+            The message's number, for `settle`.
+        """
         self._count(x)
         if x.numel():
-            self._posted.append((self._try(to, dist.isend, x, to), x, to))
+            self._posted[self._number] = self._try(to, dist.isend, x, to), x, to
+        self._number += 1
+        return self._number - 1
 
     def receive(self, x: Tensor, source: int) -> Tensor:
         """Fill `x` with what `source` sends, which has its shape and dtype."""
@@ -76,11 +85,12 @@ class Group:
             self._try(source, self._try(source, dist.irecv, x, source).wait)
         return x
 
-    def settle(self) -> None:
-        """Wait until all that was sent has left."""
-        for work, _, to in self._posted:
-            self._try(to, work.wait)
-        self._posted.clear()
+    def settle(self, *messages: int) -> None:
+        """Wait until these messages have left, or all; it takes no longer than until they are received."""
+        for message in messages or list(self._posted):
+            if message in self._posted:
+                work, _, to = self._posted.pop(message)
+                self._try(to, work.wait)
 
     def swap(self, x: Tensor, to: int, y: Tensor, source: int) -> Tensor:
         """Send `x` to one worker while `y` comes from another."""
