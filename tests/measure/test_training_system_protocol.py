@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 from datasets import Data, Recipe, Split, Workload, accuracy
+from kernels.implementation.distributed.data_parallel import DataParallel
+from kernels.implementation.distributed.pipeline_parallel import PipelineParallel
 from kernels.implementation.training_memory.gradient_checkpointing import GradientCheckpointing
 from taxonomy.measure.protocol import Case, Missing
-from taxonomy.measure.protocols.training_system import DEEP, OneBatch, chain, protocol
+from taxonomy.measure.protocols.training_system import DEEP, ITEMS, OneBatch, chain, protocol
 
 
 def blobs(n, seed):
@@ -128,3 +130,28 @@ def test_a_system_says_what_it_keeps_and_its_own_update_is_timed():
     assert Frugal.used == [{"lr": WORKLOAD.recipe.learning_rate}]
     for call in contest.contestants.values():
         call()
+
+
+def test_several_processes_are_measured_where_they_run():
+    numbers = sum(p.numel() for p in network().parameters())
+    values = quality(DataParallel(2), {"epochs": 2, "items": 64})
+    own, plain = values["self"], values["baseline"]
+    assert own["gradient_error"] < 1e-5 and own["bytes_sent"] == 4 * numbers
+    assert own["memory_footprint"] - own["training_peak_bytes"] == 4 * 4 * numbers
+    assert own["training_peak_bytes"] < plain["training_peak_bytes"] and "core_utilization" not in own
+    assert own["accuracy"] == pytest.approx(plain["accuracy"], abs=0.05)
+    deep = quality(PipelineParallel(2), DEEP)["self"]
+    assert 0 < deep["core_utilization"] < 1 and "accuracy" not in deep
+
+
+def test_several_processes_are_timed_with_their_update_and_train_on_fewer_items():
+    case = Case(SimpleNamespace(settings={}), {}, DataParallel(2), WORKLOAD, {"batch": 32}, 0)
+    contest = protocol.contest(case)
+    before = contest.contestants["self"].look().gradient
+    for call in contest.contestants.values():
+        call()
+    assert contest.work == 32 and not torch.equal(contest.contestants["self"].look().gradient, before)
+    contest.contestants["self"].team.close()
+    technique = SimpleNamespace(reference=DataParallel)
+    trials = protocol.trials(technique, {"workers": 2}, WORKLOAD)
+    assert [t.setting for t in trials if not t.timing] == [{"epochs": 2, "items": ITEMS}] * 5 + [DEEP]

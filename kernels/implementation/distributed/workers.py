@@ -314,7 +314,7 @@ class Workers:
     def _answer(self, rank: int) -> Answer | _Failure:
         try:
             return pickle.loads(self._pipes[rank].recv_bytes())
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):  # between two messages, or in the midst of one
             process = self._processes[rank]
             process.join(GRACE)
             code = process.exitcode
