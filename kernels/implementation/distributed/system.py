@@ -19,8 +19,8 @@ from kernels.implementation.distributed.workers import Group, Workers
 
 __all__ = ["Distributed", "SplitBatch", "Step", "Stepping", "numbers_of_its_own"]
 
-DAY = 86400.0
-"""Seconds that a training may take; that a worker is gone is noticed at once."""
+PATIENCE, DAY = 600.0, 86400.0
+"""Seconds that a step may take, and a training; that a worker is gone is noticed at once."""
 
 Pieces = Sequence[Sequence[Tensor]]
 """By worker, tensors in the order of the parameters that it holds."""
@@ -74,7 +74,7 @@ class Distributed(ABC):
         WorkerFailed
             If a worker raises, or is killed.
         """
-        with Workers(self.workers) as team:
+        with Workers(self.workers, PATIENCE) as team:
             answers = [answer.value for answer in team.call(_train, self, recipe, network, data, timeout=DAY)]
         trained = copy.deepcopy(network)
         with torch.no_grad():
@@ -126,7 +126,7 @@ class Stepping:
     """
 
     def __init__(self, system: Distributed, recipe: Any, network: nn.Module, x: Tensor, y: Tensor) -> None:
-        self.system, self.team = system, Workers(system.workers)
+        self.system, self.team = system, Workers(system.workers, PATIENCE)
         self.team.call(_hold, system, recipe, network, x, y)
 
     def __enter__(self) -> Stepping:
