@@ -12,7 +12,8 @@ use.
 
 .. math:: \hat w = \tilde w\,[\,\min w \le \tilde w \le \max w\,].
 
-- **Retraining** under such faults, which is not done here.
+- **Retraining**: fine-tuning with faults drawn anew at each step, at a rate that grows to that of the memory; the
+  gradient of the weights as read is taken for that of the weights.
 
 Source: Koppula et al., "EDEN: Enabling Energy-Efficient, High-Performance Deep Neural Network Inference Using
 Approximate DRAM", MICRO 2019, arXiv 1910.05340; its mapping has several reduced partitions, this one has one.
@@ -30,9 +31,10 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kernels.implementation.memory.zero_space_ecc import Protected, ZeroSpaceEcc
+from kernels.model.transform import bake, constrain, layer_weights
 
 __all__ = ["Bounded", "ReducedVoltageDram"]
 
@@ -74,6 +76,8 @@ class ReducedVoltageDram:
         Whether this tensor lies in the reduced partition; otherwise its bits do not flip.
     loss : float
         Of accuracy on validation data, what mapping may cost.
+    retrain : bool
+        Whether the network is to be `retrained` before it is mapped.
 
     Raises
     ------
@@ -97,6 +101,7 @@ class ReducedVoltageDram:
     mapping: bool = True
     reduced: bool = True
     loss: float = 0.01
+    retrain: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.loss <= 1:
@@ -110,11 +115,43 @@ class ReducedVoltageDram:
 
     def unprotected(self) -> ReducedVoltageDram:
         """Everything in the reduced partition, read as it is."""
-        return replace(self, bound=False, mapping=False)
+        return replace(self, bound=False, mapping=False, retrain=False)
 
     def others(self) -> dict[str, ReducedVoltageDram]:
-        """Everything in the reduced partition, implausible values read as zero."""
-        return {"bounded": replace(self, bound=True, mapping=False)}
+        """Everything in the reduced partition, implausible values read as zero; the same after retraining."""
+        return {
+            "bounded": replace(self, bound=True, mapping=False, retrain=False),
+            "retrained": replace(self, bound=True, mapping=False, retrain=True),
+        }
+
+    def retrained(self, network: nn.Module, data: Any, recipe: Any, rate: float, seed: int = 0) -> nn.Module:
+        """A copy of the network, fine-tuned while the weights of its layers are read with faults, bounded.
+
+        Parameters
+        ----------
+        network : nn.Module
+            Trained.
+        data : datasets.Data
+        recipe : datasets.Recipe
+            Its fine-tuning schedule is used.
+        rate : float in [0, 1]
+            The bit-error rate at the last step; it grows from zero in proportion to the steps.
+        seed : int
+            Of the order of the data, and of the faults.
+        """
+        network = copy.deepcopy(network)
+        store = replace(self, bound=True, reduced=True)
+        faults = [_Faults(store, (seed, i)) for i, _ in enumerate(layer_weights(network))]
+        for (layer, name), own in zip(list(layer_weights(network)), faults, strict=True):
+            constrain(layer, name, own)
+        steps = recipe.fine_tuning.steps(data)
+
+        def grow(step: int, _: nn.Module) -> None:
+            for own in faults:
+                own.rate, own.step = rate * (step + 1) / steps, step + 1
+
+        recipe.finetune(network, data, seed=seed, on_step=grow)
+        return bake(network)
 
     def mapped(
         self, network: nn.Module, accuracy: Callable[[nn.Module], float], rate: float, draws: int = 5, seed: int = 0
@@ -218,6 +255,20 @@ class ReducedVoltageDram:
             Always, with that reason.
         """
         raise LookupError("at which voltage a DRAM flips how many bits no source that could be checked says")
+
+
+class _Faults(nn.Module):
+    """A constraint: weights as they are read in training, and as they are otherwise."""
+
+    def __init__(self, store: ReducedVoltageDram, seed: tuple[int, ...]) -> None:
+        super().__init__()
+        self.store, self.seed, self.rate, self.step = store, seed, 0.0, 0
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return weight
+        stored = self.store.corrupt(self.store.protect(weight.detach()), self.rate, (*self.seed, self.step))
+        return weight + (torch.from_numpy(self.store.recover(stored)) - weight).detach()
 
 
 def _read(network: nn.Module, stores: Sequence[ReducedVoltageDram], rate: float, seed: tuple[int, ...]) -> nn.Module:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from kernels.implementation.memory.reduced_voltage_dram import Bounded, ReducedVoltageDram
 from kernels.model.pruning.magnitude_pruning import MagnitudePruning
 from kernels.model.transform import bake
 from taxonomy.measure.protocol import REPETITIONS, Case, Protocol, Trial, Values
-from taxonomy.measure.protocols.fault import under_faults
+from taxonomy.measure.protocols.fault import Given, under_faults
 
 DENSITY = 0.2
 DRAWS = 3
@@ -43,22 +41,8 @@ class WithoutZeros:
         return read
 
 
-@dataclass(frozen=True, eq=False)
-class Given:
-    """A network of one's own with a workload's data."""
-
-    network: nn.Module
-    of: Any
-
-    def trained(self) -> nn.Module:
-        return copy.deepcopy(self.network)
-
-    def data(self) -> Any:
-        return self.of.data()
-
-
 class Tolerance(Protocol):
-    """What faults cost the pruned network (`source`, then `both`), and what the dense one (`neither`, then `target`)."""
+    """What faults cost the pruned network (`source`, then `both`) and the dense one (`neither`, then `target`)."""
 
     kind = "magnitude-pruning--reduced-voltage-dram"
 

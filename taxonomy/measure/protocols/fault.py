@@ -4,9 +4,10 @@ Every parameter tensor, batch-norm scale and shift included, is stored, corrupte
 are not. The baseline stores the same format unprotected and meets the same flips for the same seed. A technique of this
 kind also says what its baseline is (`unprotected()`), what it stores (`stored_bits(shape)`), and which stores are its
 peers (`others()`). It may say more: a store for each tensor, found on validation data
-(`mapped(network, accuracy, rate)`); which bits lie in memory that is worked outside its specification
-(`relaxed_bits(shape)`), and how often it is refreshed (`refresh_rate(shapes)`); joules of reading so many bits once
-(`energy(bits, rate)`, or an error that says why not).
+(`mapped(network, accuracy, rate)`); a network retrained under faults (`retrained(network, data, recipe, rate)`, if
+`retrain`); which bits lie in memory that is worked outside its specification (`relaxed_bits(shape)`), and how often it
+is refreshed (`refresh_rate(shapes)`); joules of reading so many bits once (`energy(bits, rate)`, or an error that says
+why not).
 
 A technique's settings may name the `rates`, and how many `draws` make a repetition.
 
@@ -16,8 +17,10 @@ draws: five single ones would mostly agree that nothing happens, and an interval
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from statistics import fmean
 from typing import Any
@@ -29,7 +32,7 @@ from torch import nn
 import datasets
 from taxonomy.measure.protocol import REPETITIONS, Case, Missing, Protocol, Trial, Values
 
-__all__ = ["DRAWS", "FaultProtocol", "corrupt", "protocol", "stores_of", "under_faults"]
+__all__ = ["DRAWS", "FaultProtocol", "Given", "corrupt", "prepared", "protocol", "stores_of", "under_faults"]
 
 RATES = (1e-5, 1e-4, 1e-3, 3e-3, 1e-2)
 DRAWS = 10
@@ -53,9 +56,10 @@ class FaultProtocol(Protocol):
         rate, draws = case.setting["rate"], getattr(case.technique, "settings", {}).get("draws", DRAWS)
         contestants = {"self": case.subject, "baseline": case.subject.unprotected(), **case.subject.others()}
         for who, store in contestants.items():
-            stores = stores_of(case.workload, store, rate)
+            given = prepared(case.workload, store, rate)
+            stores = stores_of(given, store, rate)
             values[who] = {
-                **under_faults(case.workload, stores, rate, case.seed, draws),
+                **under_faults(given, stores, rate, case.seed, draws),
                 **_memory(stores, [p.shape for p in case.workload.trained().parameters()], rate),
             }
         return values
@@ -78,6 +82,28 @@ def _memory(stores: Sequence[Any], shapes: Sequence[Sequence[int]], rate: float)
         except LookupError as error:
             found["energy"] = Missing(str(error))
     return found
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """A network of one's own, with the data of a workload."""
+
+    network: nn.Module
+    of: Any
+
+    def trained(self) -> nn.Module:
+        return copy.deepcopy(self.network)
+
+    def data(self) -> Any:
+        return self.of.data()
+
+
+@lru_cache(maxsize=32)
+def prepared(workload: Any, store: Any, rate: float) -> Any:
+    """The workload, its network retrained under faults where the store asks for it."""
+    if not getattr(store, "retrain", False):
+        return workload
+    return Given(store.retrained(workload.trained(), workload.data(), workload.recipe, rate), workload)
 
 
 @lru_cache(maxsize=32)

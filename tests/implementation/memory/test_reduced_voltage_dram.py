@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import stats
 from torch import nn
 
+import datasets
 from kernels.implementation.memory.reduced_voltage_dram import ReducedVoltageDram
 
 FORMATS = ["float32", "bfloat16", "int8"]
@@ -105,6 +108,30 @@ def test_tensors_that_are_tolerated_alone_need_not_be_together():
     assert [s.reduced for s in dram.mapped(network, accuracy, 0.01)] == [True, False]
 
 
+def short():
+    return replace(datasets.workload("digits-mlp").recipe, epochs=4)  # fine-tuning takes a quarter
+
+
+def test_retraining_leaves_plain_weights_and_its_argument_alone_and_is_its_seeds():
+    workload, recipe = datasets.workload("digits-mlp"), short()
+    network = workload.trained()
+    kept = [p.detach().clone() for p in network.parameters()]
+    dram = ReducedVoltageDram("int8")
+    a, b, c = (dram.retrained(network, workload.data(), recipe, 0.03, seed) for seed in (0, 0, 1))
+    assert all(torch.equal(p, q) for p, q in zip(network.parameters(), kept, strict=True))
+    assert [n for n, _ in a.named_modules()] == [n for n, _ in network.named_modules()] and not a.training
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+    assert not all(torch.equal(p, q) for p, q in zip(a.parameters(), c.parameters(), strict=True))
+
+
+def test_without_faults_retraining_is_fine_tuning():
+    workload, recipe = datasets.workload("digits-mlp"), short()
+    plain = workload.trained()
+    recipe.finetune(plain, workload.data(), seed=0)
+    read = ReducedVoltageDram().retrained(workload.trained(), workload.data(), recipe, 0.0)
+    assert all(torch.equal(p, q) for p, q in zip(plain.parameters(), read.parameters(), strict=True))
+
+
 @each_format
 def test_edges(format):
     dram = ReducedVoltageDram(format)
@@ -120,7 +147,11 @@ def test_edges(format):
 def test_bits_peers_and_wrong_parameters():
     assert ReducedVoltageDram().stored_bits((10,)) == 10 * 32 + 64
     assert ReducedVoltageDram().unprotected().stored_bits((10,)) == 10 * 32
-    assert ReducedVoltageDram().others() == {"bounded": ReducedVoltageDram(mapping=False)}
+    assert ReducedVoltageDram().others() == {
+        "bounded": ReducedVoltageDram(mapping=False),
+        "retrained": ReducedVoltageDram(mapping=False, retrain=True),
+    }
+    assert ReducedVoltageDram(retrain=True).unprotected() == ReducedVoltageDram(bound=False, mapping=False)
     with pytest.raises(LookupError, match="no source"):
         ReducedVoltageDram().energy(32, 0.0)
     with pytest.raises(ValueError, match="loss: expected a share"):
