@@ -49,7 +49,7 @@ class Tolerance(Protocol):
     def trials(self, technique: Any, variant: Mapping[str, Any], workload: Any) -> list[Trial]:
         return [
             Trial({"format": format, "zeros": zeros, "rate": rate}, seed)
-            for seed in range(REPETITIONS)
+            for seed in range(2 * REPETITIONS)
             for rate in (1e-3, 1e-2, 3e-2)
             for format in ("float32", "int8")
             for zeros in (True, False)
