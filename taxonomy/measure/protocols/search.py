@@ -1,9 +1,10 @@
 """How searches are measured: how far from the known optimum they end, for what they spent.
 
 What is searched is a problem: it offers `space` (the values of each choice), `task(seed)` (what a search may ask for),
-`regret(candidate, seed)`, and the `figures(candidate, seed)` of what was found. A workload of kind search is a problem,
-with every answer in a table; it may say its own `budgets`, and how many `searches` make a record. An operand workload
-lists shapes, each with its `budget`; what is searched for such a shape the technique says by `problem(shape)`.
+`regret(candidate, seed)`, and the `figures(candidate, seed)` of what was found; `missing`, if it is there, says why
+others cannot be had. A workload of kind search is a problem, with every answer in a table; it may say
+its own `budgets`, and how many `searches` make a record. An operand workload lists shapes, each with its `budget`; what
+is searched for such a shape the technique says by `problem(shape)`.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class SearchProtocol(Protocol):
         for who, searcher in searchers.items():
             results = [_search(searcher, problem, case.setting["budget"], seed) for seed in seeds]
             found = {metric: mean(result[metric] for result in results) for metric in results[0]}
-            values[who] = {**{metric: Missing(OTHER) for metric in self.metrics if metric not in found}, **found}
+            reasons = {**dict.fromkeys(self.metrics, OTHER), **getattr(problem, "missing", {})}
+            values[who] = {**{metric: Missing(reason) for metric, reason in reasons.items()}, **found}
         return values
 
 

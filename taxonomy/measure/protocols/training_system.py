@@ -27,6 +27,10 @@ ITEMS = 1024
 """Items that a system of several processes is trained on: every update waits for messages, and the cores are few."""
 
 
+SIMULATED = "the workers are simulated in one process: what one of them holds is not measured"
+AVERAGED = "clients train by the plain recipe and send weights: their steps are those of the recipe"
+
+
 class TrainingSystemProtocol(Protocol):
     """Train by the system and plainly, from the same start; compare one batch's gradient, memory and time.
 
@@ -36,6 +40,11 @@ class TrainingSystemProtocol(Protocol):
     A system of several processes (one that offers ``start``) is measured where it runs. What it holds is that of the
     worker that holds most, what it sends that of the worker that sends most, and its time that of a whole update. Its
     training is shorter, and takes the first `items` of the workload.
+
+    Workers that are simulated in one process send messages in place of gradients (`bytes_sent` of the network as it was
+    wrapped); beside them stand workers that send gradients in FP32, and their time is that of all, one after another.
+    Clients that average weights train for the whole recipe, since a round counts for few steps; their bytes are those
+    of a round over its steps, beside a gradient in FP32 at each step.
     """
 
     kind = "training-system"
@@ -44,6 +53,8 @@ class TrainingSystemProtocol(Protocol):
 
     def trials(self, technique: Any, variant: Mapping[str, Any], workload: Any) -> list[Trial]:
         seeds = range(REPETITIONS)
+        if technique is not None and hasattr(technique.reference(**variant), "clients"):
+            return [Trial({"epochs": workload.recipe.epochs}, seed) for seed in seeds]
         training = {"epochs": max(1, workload.recipe.epochs // 4)}
         if technique is not None and hasattr(technique.reference(**variant), "start"):
             training = {"epochs": max(2, workload.recipe.epochs // 10), "items": ITEMS}
@@ -55,11 +66,15 @@ class TrainingSystemProtocol(Protocol):
         ]
 
     def quality(self, case: Case) -> Values:
+        if hasattr(case.subject, "clients"):
+            return _averaged_weights(case)
         plain = _one_batch(case, plain=True)
         values: Values = {
             "self": _several(case, plain) if hasattr(case.subject, "start") else _single(case, plain),
             "baseline": {**plain.figures(), "gradient_error": 0.0},
         }
+        if hasattr(case.subject, "gathered_bytes"):
+            values["baseline"]["bytes_sent"] = case.subject.gathered_bytes(plain.network)
         if "epochs" in case.setting:
             workload, data = case.workload, _data(case)
             recipe = replace(workload.recipe, epochs=case.setting["epochs"], seed=case.seed)
@@ -141,10 +156,31 @@ def chain(shape: tuple[int, ...], classes: int, depth: int, width: int = 16) -> 
 
 def _single(case: Case, plain: OneBatch) -> dict[str, Any]:
     own = _one_batch(case)
-    return {
+    figures = {
         **own.figures(case.subject),
         "gradient_error": _relative(own.gradient, plain.gradient),
         "bytes_sent": Missing("one process: nothing is sent"),
+    }
+    if hasattr(own.network, "bytes_sent"):
+        figures |= dict.fromkeys(("training_peak_bytes", "memory_footprint"), Missing(SIMULATED))
+        figures["bytes_sent"] = own.network.bytes_sent
+    return figures
+
+
+def _averaged_weights(case: Case) -> Values:
+    """Accuracy after all rounds, and the bytes that a client sends, spread over the steps that it takes."""
+    workload = case.workload
+    network, data = workload.network(case.seed), workload.data()
+    recipe = replace(workload.recipe, epochs=case.setting["epochs"], seed=case.seed)
+    trained, trace = case.subject.run(recipe, network, data)
+    sent = sum(turn["bytes_sent"] for turn in trace) / sum(turn["steps"] for turn in trace)
+    rest = dict.fromkeys(
+        ("gradient_error", "training_peak_bytes", "memory_footprint", "latency"), Missing(AVERAGED)
+    )  # fmt: skip
+    plain = _plain_accuracy(workload, recipe, len(data.train))
+    return {
+        "self": {"accuracy": accuracy(trained, data.test), "bytes_sent": sent, **rest},
+        "baseline": {"accuracy": plain, "bytes_sent": 4.0 * counting.parameters(network)},
     }
 
 
