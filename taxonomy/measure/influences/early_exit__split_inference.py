@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.chain import links
 from kernels.implementation.distributed.split_inference import Parts
 from kernels.model.dynamic_inference.early_exit import EarlyExit
 from taxonomy.measure.protocol import REPETITIONS, Case, Protocol, Trial, Values
@@ -39,7 +40,7 @@ def _first_exit(workload: Any, seed: int) -> tuple[float, Tensor]:
     parts = Parts.of(network, workload.input_shape)
     with torch.no_grad():
         _, uncertain = exits.exits(torch.tensor(data.test.x))
-    return float(parts.sent[len(list(exits.stages[0]))]), uncertain[0]  # type: ignore[arg-type]
+    return float(parts.sent[len(links(exits.stages[0]))]), uncertain[0]
 
 
 protocol = Experiment()
