@@ -90,7 +90,7 @@ class GradientQuantization(Exchange):
     workers, seed : int
 
     Source: Alistarh et al., "QSGD", NeurIPS 2017, section 3.1 and lemma 3.1; Wen et al., "TernGrad", NeurIPS 2017,
-    equations 2 and 3; signs: Seide et al., Interspeech 2014, and Bernstein et al., "signSGD", ICML 2018.
+    section 3; signs: Seide et al., Interspeech 2014, and Bernstein et al., "signSGD", ICML 2018.
 
     Examples
     --------

@@ -58,7 +58,7 @@ class Experiment(Protocol):
     kind = "magnitude-pruning--gradient-sparsification"
 
     def trials(self, technique: Any, variant: Mapping[str, Any], workload: Any) -> list[Trial]:
-        return [Trial({"density": density}, seed) for seed in range(REPETITIONS) for density in DENSITIES]
+        return [Trial({"density": density}, seed) for seed in range(3 * REPETITIONS) for density in DENSITIES]
 
     def quality(self, case: Case) -> Values:
         """Bytes to a given accuracy in four cells: dense (`neither`, `target`) or pruned (`source`, `both`), gradients
