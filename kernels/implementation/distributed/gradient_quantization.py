@@ -57,14 +57,22 @@ def signs(v: np.ndarray) -> np.ndarray:
 
 @njit(cache=True, nogil=True)
 def _quantize(v, bucket, scales, levels, seed, digits):
-    for i in range(v.size):
-        scale = scales[i // bucket]
-        if scale > 0:
-            draw = np.float64(random_bits(i, seed)) * 2.0**-32
-            level = min(np.int64(abs(np.float64(v[i])) / scale * levels + draw), levels)
-            digits[i] = levels + (level if v[i] > 0 else -level)
-        else:
-            digits[i] = levels
+    for part in range(scales.size):
+        scale = scales[part]
+        for i in range(part * bucket, min(v.size, (part + 1) * bucket)):
+            if scale > 0:
+                draw = np.float64(random_bits(i, seed)) * 2.0**-32
+                level = min(np.int64(abs(np.float64(v[i])) / scale * levels + draw), levels)
+                digits[i] = levels + (level if v[i] > 0 else -level)
+            else:
+                digits[i] = levels
+
+
+@njit(cache=True, nogil=True)
+def _dequantize(digits, bucket, scales, zero, step, v):
+    for part in range(scales.size):
+        for i in range(part * bucket, min(v.size, (part + 1) * bucket)):
+            v[i] = scales[part] * (np.float32(digits[i] - zero) / step)
 
 
 @dataclass(frozen=True)
@@ -134,14 +142,18 @@ class GradientQuantization(Exchange):
 
     def scales(self, v: np.ndarray) -> np.ndarray:
         """The scale of each bucket of a flat gradient, float32."""
-        parts = [v[i : i + self.bucket].astype(np.float64) for i in range(0, v.size, self.bucket)]
+        whole = v.size // self.bucket * self.bucket
+        parts = [v[:whole].reshape(-1, self.bucket)]
+        if whole < v.size:
+            parts.append(v[None, whole:])
+        return np.concatenate([self._scales(part.astype(np.float64)) for part in parts]).astype(np.float32)
+
+    def _scales(self, rows: np.ndarray) -> np.ndarray:
         if self.scheme == "sign":
-            found = [np.abs(part).mean() for part in parts]
-        elif self.scheme == "ternary":
-            found = [np.abs(part).max() for part in parts]
-        else:
-            found = [np.sqrt((part * part).sum()) for part in parts]
-        return np.array(found, np.float32)
+            return np.abs(rows).mean(1)
+        if self.scheme == "ternary":
+            return np.abs(rows).max(1)
+        return np.sqrt((rows * rows).sum(1))
 
     def encode(self, gradient: np.ndarray, key: int = 0) -> bytes:
         """The message of a gradient."""
@@ -168,10 +180,11 @@ class GradientQuantization(Exchange):
                 f"message: expected {self.message_bytes(count)} bytes for shape {tuple(shape)}, got {len(message)}"
             )
         buckets = -(-count // self.bucket)
-        scales = np.repeat(np.frombuffer(message[: 4 * buckets], np.float32), min(self.bucket, count))[:count]
-        digits = unpack(message[4 * buckets :], self.base, count)
+        scales = np.frombuffer(message[: 4 * buckets], np.float32)
+        digits, v = unpack(message[4 * buckets :], self.base, count), np.empty(count, np.float32)
         if self.scheme == "sign":
-            levels = (2 * digits - 1).astype(np.float32)
+            digits, zero, step = 2 * digits, 1, 1
         else:
-            levels = (digits - self.steps).astype(np.float32) / np.float32(self.steps)
-        return (scales * levels).reshape(shape)
+            zero = step = self.steps
+        _dequantize(digits, self.bucket, scales, zero, np.float32(step), v)
+        return v.reshape(shape)

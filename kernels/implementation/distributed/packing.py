@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 from numba import njit
@@ -28,6 +29,7 @@ def word_of(digits: list[int], base: int) -> bytes:
     return word.to_bytes(packed_bytes(len(digits), base), "little")
 
 
+@cache
 def digits_of(base: int) -> int:
     """How many digits of a base a word of 64 bits holds.
 
@@ -67,11 +69,16 @@ def _pack(digits, base, per, words):
 
 @njit(cache=True, nogil=True)
 def _unpack(words, base, per, digits):
+    bits = np.uint64(0)
+    while np.uint64(1) << bits < np.uint64(base):
+        bits += np.uint64(1)
+    shifts = np.uint64(1) << bits == np.uint64(base)  # a division takes ten times as long
     for word in range(words.size):
         value = words[word]
         for i in range(word * per, min(digits.size, (word + 1) * per)):
-            digits[i] = value % np.uint64(base)
-            value //= np.uint64(base)
+            rest = value >> bits if shifts else value // np.uint64(base)
+            digits[i] = value - rest * np.uint64(base)
+            value = rest
 
 
 def pack(digits: np.ndarray, base: int) -> bytes:
