@@ -130,9 +130,10 @@ class SplitProblem:
 
     Examples
     --------
-    >>> problem = SplitInference().problem({"network": "efficientnet-lite0", "mbit": 100})
+    >>> chain = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.ReLU(), nn.Conv2d(8, 512, 28), nn.Flatten())
+    >>> problem = SplitInference().problem({"network": chain, "items": (3, 112, 112), "mbit": 1000})
     >>> problem.best, problem.regret(problem.best)
-    ({'cut': 8}, 0.0)
+    ({'cut': 1}, 0.0)
     """
 
     parts: Parts
@@ -197,15 +198,18 @@ class SplitInference:
 
     Examples
     --------
-    >>> slow, fast = ({"network": "efficientnet-lite0", "mbit": mbit} for mbit in (0.1, 1000))
-    >>> SplitInference().problem(slow).best["cut"] > SplitInference().problem(fast).best["cut"]
-    True
+    >>> chain = nn.Sequential(nn.Flatten(), nn.Linear(784, 100), nn.ReLU(), nn.Linear(100, 10))
+    >>> for mbit in (1, 100_000):
+    ...     problem = SplitInference().problem({"network": chain, "items": (1, 28, 28), "mbit": mbit})
+    ...     SplitInference().search(problem.space, problem, budget=1, seed=0)[0]
+    {'cut': 4}
+    {'cut': 0}
     """
 
     def problem(self, shape: Mapping[str, Any]) -> SplitProblem:
-        """What is searched for a setting: the name of a network, and the link's megabits a second."""
-        network, sizes = _network(shape["network"])
-        return SplitProblem(Parts.of(network, sizes), replace(Link(), bandwidth=shape["mbit"] * 1e6 / 8))
+        """What is searched: where to cut ``network``, a chain for ``items`` of that shape, over ``mbit`` a second."""
+        parts = Parts.of(shape["network"], tuple(shape["items"]))
+        return SplitProblem(parts, replace(Link(), bandwidth=shape["mbit"] * 1e6 / 8))
 
     def search(
         self, space: Mapping[str, tuple[Any, ...]], task: Any, budget: float, seed: int
@@ -358,15 +362,3 @@ def _read(link: socket.socket, count: int) -> bytearray:
             raise ConnectionError(f"the link was closed after {got} of {count} bytes")
         got += more
     return data
-
-
-def _network(name: str) -> tuple[nn.Module, tuple[int, ...]]:
-    """A network, with weights that do not matter, and the shape of its items."""
-    if name == "efficientnet-lite0":
-        from datasets.workloads.efficientnet_lite0 import untrained
-
-        return untrained(), (3, 224, 224)
-    import datasets
-
-    workload = datasets.workload(name)
-    return workload.network(), workload.input_shape

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from statistics import mean
 from typing import Any
 
+import datasets
+from datasets.workloads import efficientnet_lite0
 from kernels.model.architecture_search.random_search import RandomSearch
 from taxonomy.measure.protocol import REPETITIONS, Case, Missing, Protocol, Trial, Values
 
@@ -49,7 +51,7 @@ class SearchProtocol(Protocol):
 
     def quality(self, case: Case) -> Values:
         shape = {name: value for name, value in case.setting.items() if name != "budget"}
-        problem = case.workload if hasattr(case.workload, "space") else case.subject.problem(shape)
+        problem = case.workload if hasattr(case.workload, "space") else case.subject.problem(_with_network(shape))
         searches = getattr(problem, "searches", SEARCHES)
         searchers = {"self": case.subject, "baseline": RandomSearch()}
         seeds = range(case.seed * searches, (case.seed + 1) * searches)
@@ -66,6 +68,20 @@ def _search(searcher: Any, problem: Any, budget: float, seed: int) -> dict[str, 
     best, history = searcher.search(problem.space, problem.task(seed), budget, seed)
     figures = problem.figures(best, seed) if hasattr(problem, "figures") else _network(problem, best, seed)
     return {"regret": problem.regret(best, seed), "search_cost": history[-1][2], **figures}
+
+
+def _with_network(shape: Mapping[str, Any]) -> dict[str, Any]:
+    """A shape whose network is a name, with the network itself in its place, and the shape of its `items`.
+
+    Weights do not matter where costs are counted, so those that a package brings are not asked for.
+    """
+    name = shape.get("network")
+    if name is None:
+        return dict(shape)
+    if name == "efficientnet-lite0":
+        return {**shape, "network": efficientnet_lite0.untrained(), "items": (3, 224, 224)}
+    workload = datasets.workload(name)
+    return {**shape, "network": workload.network(), "items": workload.input_shape}
 
 
 def _network(problem: Any, best: Mapping[str, Any], seed: int) -> dict[str, float]:

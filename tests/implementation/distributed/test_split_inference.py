@@ -10,12 +10,18 @@ from hypothesis import strategies as st
 from torch import nn
 
 import datasets
+from datasets.workloads.efficientnet_lite0 import untrained
 from kernels.implementation.distributed.split_inference import (
     Halves,
     Parts,
     SplitInference,
     seconds_of_cuts,
 )
+
+NETWORKS = {
+    "mnist-cnn": {"network": datasets.workload("mnist-cnn").network(), "items": (1, 28, 28)},
+    "efficientnet-lite0": {"network": untrained(), "items": (3, 224, 224)},
+}
 
 times = st.floats(0, 10, allow_subnormal=False)
 
@@ -35,7 +41,7 @@ def test_seconds_of_every_cut_are_the_sums_written_out(layers, last, bandwidth):
 @pytest.mark.parametrize("mbit", [0.1, 10, 30, 100, 1000])
 def test_the_first_cut_tried_is_the_best_of_all(name, mbit):
     subject = SplitInference()
-    problem = subject.problem({"network": name, "mbit": mbit})
+    problem = subject.problem({**NETWORKS[name], "mbit": mbit})
     found, history = subject.search(problem.space, problem.task(0), budget=1, seed=0)
     every = [problem.evaluate({"cut": cut}) for cut in problem.space["cut"]]
     assert found == problem.best == {"cut": int(np.argmax(every))} and problem.regret(found) == 0
@@ -43,7 +49,7 @@ def test_the_first_cut_tried_is_the_best_of_all(name, mbit):
 
 
 def test_a_faster_link_moves_the_cut_towards_the_input():
-    problems = [SplitInference().problem({"network": "efficientnet-lite0", "mbit": mbit}) for mbit in (1, 100, 1e4)]
+    problems = [SplitInference().problem({**NETWORKS["efficientnet-lite0"], "mbit": mbit}) for mbit in (1, 100, 1e4)]
     cuts = [problem.best["cut"] for problem in problems]
     assert cuts == sorted(cuts, reverse=True) and len(set(cuts)) == 3
 
