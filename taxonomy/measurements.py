@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 
     from taxonomy.query import Taxonomy
 
-__all__ = ["COLUMNS", "frame", "label", "rows"]
+__all__ = ["BEYOND_ONE", "COLUMNS", "frame", "label", "rows"]
 
 COLUMNS = (
     "technique", "variant", "workload", "setting", "who", "metric", "value", "unit", "low", "high", "n", "stale",
     "store", "parameters", "conditions", "reason",
 )  # fmt: skip
 RATIOS = ("speedup",)
+BEYOND_ONE = ("core_utilization", "regret")
+"""Fractions of something that is no whole: FP32's own peak, which narrower numbers exceed, and the optimum's cost."""
 
 
 def label(conditions: Mapping[str, Any]) -> str:
@@ -99,7 +101,7 @@ def _interval(metric: str, values: list[float], unit: str) -> tuple[float, float
         logs = t_interval([math.log(value) for value in values])
         return tuple(math.exp(value) for value in logs)  # type: ignore[return-value]
     centre, low, high = t_interval(values)
-    if unit == "fraction" and metric != "core_utilization" and len(values) > 1:  # that may exceed FP32's own peak
+    if unit == "fraction" and metric not in BEYOND_ONE and len(values) > 1:
         low, high = max(low, 0.0), min(high, 1.0)
     return centre, low, high
 
