@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from time import sleep
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from kernels.implementation.distributed.split_inference import (
     Halves,
     Parts,
     SplitInference,
+    layer_seconds,
     seconds_of_cuts,
 )
 
@@ -88,6 +91,26 @@ def test_cuts_are_tried_in_the_order_of_their_prediction_and_measured_times_deci
         assert task.asked == asked and found == {"cut": best} and history[-1][2] == len(asked)
     with pytest.raises(ValueError, match="budget"):
         SplitInference().search({"cut": (0, 1, 2)}, Wrong(), 0, seed=0)
+
+
+class Nap(nn.Module):
+    """A layer of known time: no less than it sleeps."""
+
+    def forward(self, x):
+        sleep(0.005)
+        return x
+
+
+def test_measured_layers_decide_where_the_slow_one_runs():
+    chain = nn.Sequential(nn.Linear(8, 4), Nap(), nn.Linear(4, 3)).train()
+    here = layer_seconds(chain, (8,), rounds=3)
+    assert len(here) == 3 and here[1] >= 0.005 and chain.training
+    sent = Parts.of(chain, (8,)).sent
+    device_is_slow = seconds_of_cuts([100 * t for t in here], here, sent, bandwidth=1e6)
+    server_is_slow = seconds_of_cuts(here, [100 * t for t in here], sent, bandwidth=1e6)
+    assert device_is_slow.argmin() <= 1 < server_is_slow.argmin()
+    with pytest.raises(ValueError, match="rounds: expected at least 1, got 0"):
+        layer_seconds(chain, (8,), rounds=0)
 
 
 @pytest.mark.parametrize("cut", [0, 7, 14])
