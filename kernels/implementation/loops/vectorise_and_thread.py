@@ -53,7 +53,7 @@ class VectoriseAndThread(PreparedProduct):
         V: numbers of a register; 1 is no vector, 0 the machine's own width.
     threads : int
 
-    Source: Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008, section 4, for the
+    Source: Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008, for the
     register tile.
 
     Examples

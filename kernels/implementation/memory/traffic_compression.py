@@ -81,7 +81,7 @@ class TrafficCompression:
     method : {"zero-value", "run-length"}
 
     Source: Rhu et al., "Compressing DMA Engine: Leveraging Activation Sparsity for Training Deep Neural Networks",
-    HPCA 2018, section V, for zero values; Chen et al., "Eyeriss", 2016, for run lengths, there of 5 bits.
+    HPCA 2018, for zero values; Chen et al., "Eyeriss", 2016, for run lengths, there of 5 bits.
 
     Examples
     --------
