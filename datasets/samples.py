@@ -50,4 +50,4 @@ def load(name: str) -> tuple[np.ndarray, np.ndarray]:
         parts = tuple(np.cumsum(arrays[part], axis=-1, dtype=arrays[part].dtype) for part in ("calibration", "items"))
     for part in parts:
         part.flags.writeable = False
-    return parts
+    return parts  # type: ignore[return-value]

@@ -91,7 +91,10 @@ def network() -> nn.Module:
 
 def inputs() -> tuple[np.ndarray, np.ndarray]:
     """Photographs, each colour brought to the mean and deviation that the network was trained with."""
-    mean, deviation = (np.float32(c).reshape(3, 1, 1) for c in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    mean, deviation = (
+        np.float32(c).reshape(3, 1, 1)  # type: ignore[arg-type]
+        for c in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    )
     calibration, items = ((part / np.float32(255) - mean) / deviation for part in load("photographs"))
     return calibration, items
 
