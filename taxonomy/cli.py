@@ -65,6 +65,10 @@ def _parser() -> argparse.ArgumentParser:
     influences = command("influences", _influences, "edges and findings")
     influences.add_argument("--source")
     influences.add_argument("--target")
+    best = command("best", _best, "the stacks that no other beats in a metric, under bounds on others")
+    best.add_argument("metric")
+    best.add_argument("--workload", required=True)
+    best.add_argument("--subject-to", nargs="*", default=[], metavar="METRIC=BOUND", help="e.g. accuracy=0.96")
     measure = command("measure", _measure, "measure what no record covers")
     measure.add_argument("ids", nargs="*", help="techniques, or edges as source--target; all if absent")
     measure.add_argument("--plan", action="store_true", help="say what it would take, and do nothing")
@@ -155,6 +159,18 @@ def _influences(tx: Any, options: argparse.Namespace) -> int:
     return 0
 
 
+def _best(tx: Any, options: argparse.Namespace) -> int:
+    bounds = {}
+    for text in options.subject_to:
+        name, equals, bound = text.partition("=")
+        if not equals:
+            raise ValueError(f"--subject-to: expected METRIC=BOUND, e.g. accuracy=0.96, got {text!r}")
+        bounds[name] = float(bound)
+    frame = tx.best(options.metric, options.workload, bounds)
+    _print(options, frame.to_dict("records"), _table([list(frame.columns), *frame.values.tolist()]))
+    return 0
+
+
 def _measure(tx: Any, options: argparse.Namespace) -> int:
     from taxonomy.measure import runner
 
@@ -240,7 +256,7 @@ def _status(tx: Any, options: argparse.Namespace) -> int:
     rows: list[tuple[Any, ...]] = [("level", "techniques", "implemented", "measured", "stale")]
     rows += [(level, *row.values()) for level, row in data["levels"].items()]
     lines = [_table(rows), f"{data['influences_with_findings']} of {data['influences']} influences with findings"]
-    lines += [f"{data['papers']} citing papers, {data['kinds']} kinds"]
+    lines += [f"{data['stacks']} stacks, {data['papers']} citing papers, {data['kinds']} kinds"]
     lines += [f"{name}: {problem}" for name, problems in data["missing"].items() for problem in problems]
     _print(options, data, "\n".join(lines))
     behind = data["missing"] or data["influences_stale"] or data["influences_with_findings"] < data["influences"]
@@ -248,7 +264,10 @@ def _status(tx: Any, options: argparse.Namespace) -> int:
 
 
 def _validate(tx: Any, options: argparse.Namespace) -> int:
-    text = f"{len(tx)} techniques, {len(tx.influences())} influences, {len(tx.papers)} papers: all files are right"
+    counts = (
+        f"{len(tx)} techniques, {len(tx.influences())} influences, {len(tx.stacks)} stacks, {len(tx.papers)} papers"
+    )
+    text = f"{counts}: all files are right"
     _print(options, {"problems": []}, text)
     return 0
 

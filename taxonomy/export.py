@@ -24,6 +24,7 @@ def as_data(tx: Taxonomy) -> dict[str, Any]:
     return {
         "techniques": [{"level": n.level, "family": n.family, **n.model_dump(mode="json")} for n in tx],
         "influences": [{**e.model_dump(mode="json"), "findings": finding(e)} for e in tx.influences()],
+        "stacks": [node.model_dump(mode="json") for node in tx.stacks.values()],
         "families": {k: v.model_dump(mode="json") for k, v in tx.families.items()},
         "metrics": {k: v.model_dump(mode="json") for k, v in tx.metrics.items()},
         "references": {k: v.model_dump(mode="json") for k, v in tx.references.items()},

@@ -12,12 +12,14 @@ from taxonomy.fingerprint import closure, fingerprint, protocol_version, snapsho
 if TYPE_CHECKING:
     from taxonomy.query import Taxonomy
 
+Measured = schema.Technique | schema.Influence | schema.StackNode
+
 __all__ = ["expected", "is_stale"]
 
 
 def expected(
     tx: Taxonomy,
-    node: schema.Technique | schema.Influence,
+    node: Measured,
     variant: Mapping[str, Any],
     workload: str,
     setting: Any,
@@ -34,10 +36,12 @@ def expected(
 @lru_cache(maxsize=4096)
 def _basis(tx: Taxonomy, name: str, workload: str, state: Any) -> str:
     """What all records of a node on a workload depend on."""
-    node = next(node for node in (*tx, *tx.influences()) if node.id == name)
+    node = next(node for node in tx.nodes if node.id == name)
     settings: Any = {}
     if isinstance(node, schema.Technique):
         start, version, settings = _reached(tx, node), protocol_version(node.kind), node.settings
+    elif isinstance(node, schema.StackNode):
+        start, version = [name for part in node.parts for name in _reached(tx, tx[part])], protocol_version(node.kind)
     else:
         ends = [tx[node.source], tx[node.target]]
         start = [name for end in ends for name in _reached(tx, end)] + [*node.reaches]
@@ -54,9 +58,7 @@ def _reached(tx: Taxonomy, node: schema.Technique) -> list[str]:
     return [node.implementation, *node.reaches, *baseline]
 
 
-def is_stale(
-    tx: Taxonomy, node: schema.Technique | schema.Influence, record: Mapping[str, Any], state: Any = None
-) -> bool:
+def is_stale(tx: Taxonomy, node: Measured, record: Mapping[str, Any], state: Any = None) -> bool:
     """Whether something that the record depends on has changed since it was taken."""
     now = expected(tx, node, record["variant"], record["workload"], record["setting"], state)
     return record["fingerprint"] != now

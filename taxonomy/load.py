@@ -85,13 +85,15 @@ def _load(root: Path) -> Taxonomy:
     for path, edge in edges.items():
         if edge.id != path.stem:
             problems.append(_at(path, (), f"{edge.id!r} differs from the file's name {path.stem!r}", root))
+    stacks = dict(_each(root, "stacks/*.yml", schema.StackNode, problems))
     if all(table is not None for table in tables.values()):
-        problems += _cross_check(root, techniques, paths, tables, edges)
+        problems += _cross_check(root, techniques, paths, tables, edges, stacks)
     if problems:
         raise TaxonomyError(problems)
     return Taxonomy(
         techniques=techniques,
         _influences=tuple(edges.values()),
+        stacks={node.id: node for node in stacks.values()},
         metrics=tables["metrics.yml"],
         families=tables["families.yml"],
         references=tables["references"],
@@ -176,6 +178,7 @@ def _cross_check(
     paths: Mapping[str, Path],
     tables: Mapping[str, Any],
     edges: Mapping[Path, schema.Influence],
+    stacks: Mapping[Path, schema.StackNode],
 ) -> list[str]:
     """What no single file can know: that every id named anywhere exists."""
     metrics = set(tables["metrics.yml"]) | {a for m in tables["metrics.yml"].values() for a in m.aliases}
@@ -215,4 +218,11 @@ def _cross_check(
         check(path, ("target",), "technique", [edge.target], known_techniques)
         check(path, ("metric",), "metric", [edge.metric], metrics)
         check(path, ("workloads",), "workload", edge.workloads, workloads)
+    for path, stack in stacks.items():
+        if stack.id != path.stem or stack.id in techniques:
+            problems.append(_at(path, ("id",), f"id {stack.id!r} is a technique's, or not the file's name", root))
+        check(path, ("parts",), "technique", stack.parts, known_techniques)
+        check(path, ("workloads",), "workload", stack.workloads, workloads)
+        for i, variant in enumerate(stack.variants):
+            check(path, ("variants", i), "part", (name.partition(".")[0] for name in variant), stack.parts)
     return problems

@@ -52,7 +52,7 @@ def frame(tx: Taxonomy, technique: str | None = None, **conditions: Any) -> pd.D
     if unknown := [name for name in conditions if name not in allowed]:
         raise TypeError(f"measurements: unknown condition {unknown[0]!r}; it takes {', '.join(allowed)}")
     wanted = {name: value for name, value in conditions.items() if value is not None}
-    nodes = [tx[technique]] if technique else list(tx)
+    nodes: list[Any] = [tx.stacks.get(technique) or tx[technique]] if technique else list(tx)
     state = snapshot()
     found = [
         row

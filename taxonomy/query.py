@@ -54,6 +54,7 @@ class Taxonomy:
 
     techniques: Mapping[str, schema.Technique]
     _influences: tuple[schema.Influence, ...]
+    stacks: Mapping[str, schema.StackNode]
     metrics: Mapping[str, schema.Metric]
     families: Mapping[str, schema.Family]
     references: Mapping[str, schema.Reference]
@@ -84,6 +85,11 @@ class Taxonomy:
     @cached_property
     def _aliases(self) -> dict[str, str]:
         return {alias: node.id for node in self for alias in node.aliases}
+
+    @property
+    def nodes(self) -> tuple[Any, ...]:
+        """Everything that is measured: techniques, influences and stacks."""
+        return (*self, *self._influences, *self.stacks.values())
 
     def metric(self, identifier: str) -> str:
         """The id of a metric from its id or an alias.
@@ -150,13 +156,13 @@ class Taxonomy:
         Parameters
         ----------
         technique : str, optional
-            An id; all techniques if absent.
+            An id, of a technique or of a stack; all techniques if absent.
         **conditions : str
             Values of the columns `metric`, `workload`, `who`, `variant`, `setting`, `store`.
         """
         from taxonomy.measurements import frame
 
-        if technique is not None:
+        if technique is not None and technique not in self.stacks:
             technique = self[technique].id
         if conditions.get("metric") is not None:
             conditions["metric"] = self.metric(conditions["metric"])
@@ -198,6 +204,44 @@ class Taxonomy:
         from taxonomy.measure.stack import Stack
 
         return Stack(*parts, taxonomy=self)
+
+    def best(self, metric: str, workload: str, subject_to: Mapping[str, float] | None = None) -> pd.DataFrame:
+        """The stacks, among those measured, that no other beats, the best in `metric` first.
+
+        Parameters
+        ----------
+        metric : str
+            An id or alias of metrics.yml, e.g. ``"stored_bits"``.
+        workload : str
+        subject_to : mapping of str to float, optional
+            Bounds on other metrics, e.g. ``{"accuracy": 0.96}``: at least that where higher is better, else at most.
+            A bound of accuracy is held by the accuracy on the validation split, since a choice must not see the test.
+
+        Returns
+        -------
+        pandas.DataFrame
+            A row a stack: `parts` (what `tx.stack` takes, joined by " + "), `id`, the metric with its interval (`low`,
+            `high`), its `ratio` to the untouched network's, and the means of the bounded metrics. Left out is what
+            fails a bound, and what another stack equals or beats in the metric and in every bounded one.
+
+        Raises
+        ------
+        KeyError
+            If a metric or the workload is unknown, or no stack has figures of the metric there.
+
+        Examples
+        --------
+        >>> import taxonomy
+        >>> best = taxonomy.load().best("stored_bits", workload="mnist-cnn", subject_to={"accuracy": 0.95})
+        >>> bool(best.ratio.iloc[0] > 10)
+        True
+        """
+        from taxonomy.best import best
+
+        if workload not in self.workloads:
+            raise KeyError(_unknown("workload", workload, self.workloads))
+        bounds = {self.metric(name): bound for name, bound in (subject_to or {}).items()}
+        return best(self, self.metric(metric), workload, bounds)
 
     def __repr__(self) -> str:
         return f"Taxonomy({len(self)} techniques, {len(self._influences)} influences, {len(self.papers)} papers)"

@@ -7,8 +7,9 @@ imports the heavy rooms of the house only when it is called.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
@@ -165,6 +166,49 @@ class Influence(Node):
         if len(verdicts) > 1:
             return ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
         return next(iter(verdicts), "not measured")
+
+
+class StackNode(Node):
+    """Techniques of several levels that are measured together, `taxonomy/stacks/<id>.yml`."""
+
+    id: Identifier = Field(pattern=ID, description="unique, lower-case, with hyphens; the file's name")
+    name: str
+    parts: tuple[Identifier, ...] = Field(min_length=1, description="techniques, in the order of use")
+    variants: tuple[dict[str, Scalar], ...] = Field(min_length=1, description="of each part, part.parameter: value")
+    idea: str = Field(description="Markdown: what the parts do for one another; no measured number")
+    workloads: tuple[Identifier, ...] = Field(min_length=1)
+
+    kind: ClassVar[str] = "stack"
+    baseline: ClassVar[str] = "untouched"
+    peers: ClassVar[tuple[str, ...]] = ()
+    improves: ClassVar[tuple[str, ...]] = ()
+    settings: ClassVar[dict[str, Any]] = {}
+
+    @property
+    def address(self) -> str:
+        return f"stacks/{self.id}"
+
+    def reference(self, **parameters: Scalar) -> Any:
+        """The stack at these parameters, `part.parameter` each; what executes it is imported now."""
+        from taxonomy.measure.stack import Stack
+
+        return Stack(*self.words(parameters))
+
+    def words(self, variant: Mapping[str, Scalar]) -> tuple[str, ...]:
+        """The parts at a variant's parameters, as `tx.stack` takes them.
+
+        Examples
+        --------
+        >>> import taxonomy
+        >>> stack = taxonomy.load().stacks["prune-and-round"]
+        >>> stack.words(stack.variants[0])
+        ('magnitude-pruning:density=0.1', 'int8', 'huffman-coding')
+        """
+        found = []
+        for part in self.parts:
+            own = [f"{name.removeprefix(part + '.')}={v}" for name, v in variant.items() if name.startswith(f"{part}.")]
+            found.append(f"{part}:{','.join(own)}" if own else part)
+        return tuple(found)
 
 
 class Metric(Node):

@@ -39,6 +39,7 @@ def status(tx: Taxonomy) -> dict[str, Any]:
         row["measured"] += not problems
         if problems:
             missing[node.id] = problems
+    missing |= {node.id: problems for node in tx.stacks.values() if (problems := complaints(tx, node))}
     edges = tx.influences()
     with_finding = [edge for edge in edges if edge.finding is not None]
     return {
@@ -50,6 +51,7 @@ def status(tx: Taxonomy) -> dict[str, Any]:
         "influences": len(edges),
         "influences_with_findings": len(with_finding),
         "influences_stale": sum(any(finding.stale for finding in edge.findings) for edge in edges),
+        "stacks": len(tx.stacks),
         "papers": len(tx.papers),
         "levels": levels,
         "missing": missing,

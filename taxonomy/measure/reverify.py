@@ -26,8 +26,7 @@ def reverify(tx: Any, names: Sequence[str] | None, store: Store) -> list[str]:
         A line a group: what it is, and whether it was stamped or has changed.
     """
     lines = []
-    nodes: list[Any] = [*tx, *tx.influences()]
-    for node in nodes:
+    for node in tx.nodes:
         if names and node.id not in names:
             continue
         groups: dict[str, list[Any]] = defaultdict(list)

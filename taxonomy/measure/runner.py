@@ -95,7 +95,7 @@ def workloads_of(tx: Taxonomy, node: Any) -> list[str]:
 
 def jobs(tx: Taxonomy, names: Sequence[str] | None = None) -> Iterator[Job]:
     """Every record owed by the techniques and influences named (ids; `a--b` for an edge), or by all of them."""
-    nodes: list[Any] = [*tx, *tx.influences()]
+    nodes: Sequence[Any] = tx.nodes
     if names:
         known = {node.id: node for node in nodes}
         nodes = [known[name] if name in known else tx[name] for name in names]
@@ -139,7 +139,7 @@ def superfluous(tx: Taxonomy, names: Sequence[str] | None, store: Store) -> dict
 def estimate(tx: Taxonomy, owed: Iterable[Job]) -> dict[tuple[str, str], float]:
     """Seconds that jobs will take, by node and type: from what such records took before, else those of the kind."""
     took: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for node in [*tx, *tx.influences()]:
+    for node in tx.nodes:
         for store in (stores.reference, stores.here):
             for record in store.records(node.address):
                 for name in (node.id, getattr(node, "kind", "influence"), "any"):
@@ -259,7 +259,7 @@ def _take_by_key(name: str, variant: dict[str, Any], workload: str, trial: Trial
     import taxonomy
 
     tx = taxonomy.load()
-    node = next(node for node in [*tx, *tx.influences()] if node.id == name)
+    node = next(node for node in tx.nodes if node.id == name)
     return take(tx, Job(node, variant, workload, trial))
 
 

@@ -291,7 +291,7 @@ class Stack:
         rows = [
             *_figures("baseline", baseline, item, datasets.accuracy(baseline, data.test)),
             *_figures("self", built.plain, item, datasets.accuracy(built.network, data.test)),
-            {"who": "self", "metric": "stored_bits", "value": self._stored_bits(built.plain), "reason": ""},
+            {"who": "self", "metric": "stored_bits", "value": self.stored_bits(built.plain), "reason": ""},
             {"who": "self", "metric": "covered_macs", "value": built.covered, "reason": ""},
             *self._latency(baseline, built, item),
             *self._modelled(built.plain, item),
@@ -299,7 +299,8 @@ class Stack:
         ]
         return pd.DataFrame(rows, columns=["who", "metric", "value", "reason"])
 
-    def _stored_bits(self, network: nn.Module) -> float:
+    def stored_bits(self, network: nn.Module) -> float:
+        """Bits of a built stack's parameters, as its codec, its number format or its operator stores them."""
         formats, codecs, operators = self._of("number-format"), self._of("codec"), self._of("operator")
         bits = 0.0
         weights = {id(layer.weight) for _, layer in _weighted(network)}
