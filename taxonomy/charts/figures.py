@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import altair as alt
     import pandas as pd
 
-__all__ = ["beside_peers", "curve", "ratio_strip", "trade_off"]
+__all__ = ["beside_peers", "curve", "front", "ratio_strip", "trade_off"]
 
 FIELDS = ("who", "contestant", "label", "workload", "value", "low", "high", "text", "hollow", "x")
 
@@ -215,6 +215,73 @@ def trade_off(
     chart = alt.layer(*layers, data=data(paired, FIELDS)).properties(width=WIDTH, height=height)
     text = f"{words(y)} against {words(x)} for {listed(row['contestant'] for row in paired)}"
     return finish(_by_workload(chart, paired, "y"), text, _table(paired, y), title=title)
+
+
+def front(
+    frame: pd.DataFrame, x: str, y: str, *, title: str = "", names: Mapping[str, str] | None = None
+) -> alt.TopLevelMixin:
+    """Worth against cost of several techniques, one colour each; a line joins what no other beats, by workload.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        Rows of `tx.measurements`; the techniques' own are drawn, and one baseline a workload.
+    x, y : str
+        Ids of the metrics: a cost, of which less is better, and a worth, of which more is.
+    title : str
+        The finding, a sentence.
+    names : mapping of str to str, optional
+        What to call the baseline, such as `{"baseline": "untouched"}`, and the techniques, by their ids.
+
+    Raises
+    ------
+    ValueError
+        If the rows hold no figure of either, or no variant has both.
+    """
+    import altair as alt
+
+    called = names or {}
+    frame = frame[frame.who.isin(["self", "baseline"])]
+    costs, rows = _rows(frame, x), _rows(frame, y)
+    _label(rows)
+    paired, seen = [], set()
+    for row in _paired(costs, rows):
+        if row["who"] == "baseline":
+            if row["workload"] in seen:
+                continue
+            seen.add(row["workload"])
+        who = "baseline" if row["who"] == "baseline" else row["technique"]
+        paired.append({**row, "contestant": called.get(who, who)})
+    if not paired:
+        raise ValueError(f"no variant has both {x!r} and {y!r}")
+    spans, unit = [row["x"] for row in paired], costs[0]["unit"]
+    ticks = decades(spans) if _wide(spans, unit) else None
+    colour, shape = _contestants(paired)
+    scale = alt.Scale(zero=False, nice=False, padding=10)
+    base = alt.Chart().encode(
+        x=alt.X(
+            "x:Q", axis=axis(x, unit, ticks), scale=log_scale(spans) if ticks else alt.Scale(zero=False, padding=10)
+        ),
+        y=alt.Y("value:Q", scale=scale, axis=axis(y, rows[0]["unit"])),
+    )
+    for row in paired:
+        row["best"] = not any(_dominates(other, row) for other in paired)
+    line = base.transform_filter("datum.best").mark_line(interpolate="step-after", strokeWidth=1, color=PALETTE["grey"])
+    spread = base.mark_rule(strokeWidth=1).encode(y=alt.Y("low:Q", scale=scale), y2="high:Q", color=colour)
+    marks = base.mark_point(filled=True, size=60, opacity=1).encode(
+        tooltip=_tips("contestant", "label", "text"), **_filled(paired, colour, shape)
+    )
+    height = 300 if len({row["workload"] for row in paired}) == 1 else 220
+    drawn = alt.layer(line, spread, marks, data=data(paired, (*FIELDS, "best"))).properties(width=WIDTH, height=height)
+    text = f"{words(y)} against {words(x)} of {listed(row['contestant'] for row in paired)}; a line joins the best"
+    return finish(_by_workload(drawn, paired, "x", "y"), text, _table(paired, y), title=title)
+
+
+def _dominates(other: Row, one: Row) -> bool:
+    """Whether another of the workload costs no more and is worth no less, and not the same."""
+    if other["workload"] != one["workload"] or (other["x"], other["value"]) == (one["x"], one["value"]):
+        return False
+    return bool(other["x"] <= one["x"] and other["value"] >= one["value"])
 
 
 # --- from tidy rows to what is drawn --------------------------------------------------------------------------------

@@ -97,6 +97,24 @@ def test_a_metric_without_figures_is_refused_by_name(frame, name):
         getattr(charts, name)(frame, *calls[name])
 
 
+def test_a_front_joins_what_no_other_beats_and_shows_one_baseline():
+    points = {"a": [(10, 0.9), (20, 0.8)], "b": [(10, 0.95), (30, 0.97), (5, 0.5)]}
+    rows = [
+        row(technique=name, who=who, variant=f"{name}{i}", parameters={"i": i}, metric=metric, value=value)
+        for name, own in points.items()
+        for i, pair in enumerate(own)
+        for who, (x, y) in (("self", pair), ("baseline", (100, 0.96)))
+        for metric, value in (("macs", x), ("accuracy", y))
+    ]
+    spec = charts.front(pd.DataFrame(rows), "macs", "accuracy", names={"baseline": "whole"}).to_dict()
+    drawn = {(entry["x"], entry["value"]): entry for entry in values(spec) if "best" in entry}
+    assert {place for place, entry in drawn.items() if entry["best"]} == {(10, 0.95), (30, 0.97), (5, 0.5)}
+    assert [entry["contestant"] for entry in drawn.values() if entry["who"] == "baseline"] == ["whole"]
+    assert {entry["contestant"] for entry in drawn.values()} == {"a", "b", "whole"}
+    with pytest.raises(ValueError, match="no figure of 'energy'"):
+        charts.front(pd.DataFrame(rows), "macs", "energy")
+
+
 def test_a_strength_without_numbers_is_refused_by_name(frame):
     with pytest.raises(ValueError, match="'bits'; they have density"):
         charts.curve(frame, "bits", "accuracy")
