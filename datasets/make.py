@@ -176,6 +176,26 @@ def search() -> None:
     print(f"{file}: {len(rows)} networks")
 
 
+def latency() -> None:
+    """Time the networks of the search space and their operations, each in five processes; some minutes."""
+    from datasets.workloads.digits_latency import PROCESSES
+
+    table: dict[str, list[str]] = {}
+    for _ in range(PROCESSES):
+        lines = subprocess.run(
+            [sys.executable, "-m", "datasets.workloads.digits_latency"], check=True, capture_output=True, text=True
+        ).stdout.splitlines()
+        for line in lines:
+            what, _, seconds = line.rpartition(",")
+            table.setdefault(what, []).append(seconds)
+    header = ",".join(["of", "first", "second", "third", "width", "norm", *(f"seconds_{i}" for i in range(PROCESSES))])
+    content = "\n".join([header, *(",".join([what, *times]) for what, times in table.items()), ""]).encode()
+    file = ROOT / "workloads" / read_card("workloads")["digits-latency"]["file"]
+    file.write_bytes(content)
+    _stamp(file.parent / "card.yml", "sha256", hashlib.sha256(content).hexdigest(), below="\ndigits-latency")
+    print(f"{file}: {len(table)} rows")
+
+
 def stratified(y: np.ndarray, sizes: dict[str, int], seed: int = 0) -> dict[str, np.ndarray]:
     """Indices of each split: classes in equal shares, items in random order.
 
@@ -241,6 +261,7 @@ def _stamp(card: Path, key: str, value: str, below: str | None = None) -> None:
 TARGETS = {
     "mnist": mnist, "digits": digits, "noisy-digits": noisy_digits, "japanese-vowels": japanese_vowels,
     "photographs": photographs, "speech": speech, "silero-vad": silero_vad, "weights": weights, "search": search,
+    "latency": latency,
 }  # fmt: skip
 
 

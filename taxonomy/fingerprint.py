@@ -248,7 +248,7 @@ def _workload_key(workload: str, root: Path, _state: Any) -> str:
         return yaml.load(path.read_text("utf-8"), loader) if path.is_file() else {}
 
     entry = card("workloads", "card.yml").get(workload, {})
-    sums = [entry.get("sha256")]
+    sums = [entry.get("sha256"), *(card("workloads", "card.yml")[other]["sha256"] for other in entry.get("beside", ()))]
     data = entry.get("data")
     while data:
         described = card(data, "card.yml")

@@ -20,7 +20,8 @@ import torch
 from torch import nn
 
 from datasets.card import ROOT, read_card, verified_bytes
-from datasets.data import load
+from datasets.data import Data, load
+from datasets.workloads.digits_latency import Latencies, latencies
 from datasets.workloads.recipe import Recipe, accuracy
 
 __all__ = ["Architecture", "Entry", "SearchWorkload", "Task", "workload"]
@@ -37,6 +38,8 @@ SPACE: dict[str, tuple[Any, ...]] = {
     "norm": (False, True),
 }
 SEEDS = (0, 1, 2)
+RECIPE = Recipe(epochs=12, batch=32, learning_rate=0.005)
+"""By which every network of the table was trained."""
 
 
 class Residual(nn.Module):
@@ -98,6 +101,27 @@ class Task:
         """Epochs of training that an evaluation takes."""
         return self.workload.entry(architecture).epochs
 
+    @property
+    def data(self) -> Data:
+        """What networks are trained on; a search that trains or looks at items itself sees train and validation."""
+        return load("noisy-digits")
+
+    @property
+    def recipe(self) -> Recipe:
+        """By which a network is trained in full."""
+        return RECIPE
+
+    def network(self, architecture: Architecture, seed: int) -> nn.Module:
+        """An untrained network of the space, drawn with a seed."""
+        self.workload.entry(architecture)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return network(architecture)
+
+    def latency(self, architecture: Architecture) -> float:
+        """Seconds for one image as the look-up table of operations predicts them; nothing is run."""
+        return self.workload.latencies.predicted(architecture)
+
 
 class SearchWorkload:
     """A space of architectures and the table of what became of each; the house's own is `workload`.
@@ -137,6 +161,16 @@ class SearchWorkload:
         if found is None or len(architecture) != len(self.space):
             raise ValueError(f"architecture: expected one value for each choice of {self.space}, got {architecture}")
         return found
+
+    @cached_property
+    def latencies(self) -> Latencies:
+        """Measured seconds of the space's operations, and of its networks; not of a reader's own space."""
+        return latencies()
+
+    def latency(self, architecture: Architecture) -> float:
+        """Measured seconds of the whole network for one image, on the machine of the card."""
+        self.entry(architecture)
+        return self.latencies.measured({choice: architecture[choice] for choice in self.space})
 
     def task(self, seed: int) -> Task:
         """The task as one training seed shows it; any integer, taken modulo the seeds that there are."""
@@ -195,7 +229,7 @@ def table() -> Iterator[dict[str, Any]]:
     """Train every architecture with every seed: one row each, some minutes on one core."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    data, recipe = load("noisy-digits"), Recipe(epochs=12, batch=32, learning_rate=0.005)
+    data, recipe = load("noisy-digits"), RECIPE
     for values in itertools.product(*SPACE.values()):
         row = dict(zip(SPACE, values, strict=True))
         for seed in SEEDS:

@@ -11,6 +11,7 @@ import pytest
 import datasets
 from datasets.workloads.digits_search import Entry, SearchWorkload
 from kernels.model.architecture_search.evolutionary_search import EvolutionarySearch
+from kernels.model.architecture_search.restated import Restated
 from taxonomy.measure.protocol import Case
 from taxonomy.measure.protocols.search import BUDGETS, protocol
 
@@ -65,7 +66,7 @@ def test_evolution_beats_random_search_on_the_houses_table():
     table = datasets.workload("digits-search")
     values = protocol.quality(case(EvolutionarySearch(), table, budget=BUDGETS[-1]))
     assert 0 < values["self"]["regret"] < values["baseline"]["regret"]
-    assert set(protocol.metrics) == set(values["self"])
+    assert {*protocol.metrics, "latency", "peak_activation_bytes", "memory_footprint"} == set(values["self"])
 
 
 def test_before_the_population_is_full_it_is_random_search():
@@ -77,3 +78,31 @@ def test_before_the_population_is_full_it_is_random_search():
 def test_trials_are_seeds_of_each_budget():
     trials = protocol.trials(None, {}, TABLE)
     assert len(trials) == len(BUDGETS) * 5 and not any(trial.timing for trial in trials)
+
+
+@dataclass
+class Scoring(Everything):
+    """Orders all three by a score, and says what it is worth under an objective of its own."""
+
+    def scores(self, space, task, seed):
+        return [-float(w) for w in space["width"]]
+
+    def restated(self, problem):
+        return Restated(problem, lambda accuracy, costs, candidate: accuracy - candidate["width"] / 10)
+
+
+def test_a_technique_may_restate_the_problem_and_order_the_candidates():
+    """By seed 1 alone: 0.9, 0.8, 0.7 of widths 1, 2, 3, ranked as scored; by seed 0: 0.5, 0.8, 0.7."""
+    values = protocol.quality(case(Scoring(), TABLE, budget=15))
+    assert values["self"]["rank_correlation"] == pytest.approx((1 - 1 / 3) / 2)
+    assert "rank_correlation" not in values["baseline"]
+    # seed 0 shows 0.4, 0.6, 0.4: width 2, worth 0.6 of 0.8 by seed 1
+    # seed 1 shows 0.8, 0.6, 0.4: width 1, worth 0.4 of 0.6 by seed 0
+    assert values["self"]["regret"] == pytest.approx(0.2)
+
+
+def test_a_technique_sets_its_own_budgets_and_searches():
+    node = SimpleNamespace(settings={"budgets": [5, 10], "searches": 1})
+    assert [t.setting["budget"] for t in protocol.trials(node, {}, TABLE)] == [5] * 5 + [10] * 5
+    values = protocol.quality(Case(node, {}, Everything(), TABLE, {"budget": 15}, 0))
+    assert values["self"]["regret"] == pytest.approx(0.1)  # seed 0 alone: width 2, worth 0.8 of 0.9 by seed 1

@@ -12,6 +12,9 @@ from kernels.model.architecture_search.random_search import History, best, draw,
 
 __all__ = ["EvolutionarySearch", "mutate"]
 
+ATTEMPTS = 10_000
+"""Candidates in a row that may break the limits before a search gives up."""
+
 
 def mutate(
     candidate: Mapping[str, Any], space: Mapping[str, tuple[Any, ...]], generator: random.Random
@@ -72,7 +75,8 @@ class EvolutionarySearch:
         space : mapping of str to tuple
             The values of each choice.
         task : object
-            ``task.evaluate(candidate)`` gives a score, higher is better; ``task.cost(candidate)`` what it costs.
+            ``task.evaluate(candidate)`` gives a score, higher is better; ``task.cost(candidate)`` what it costs. Where
+            there are limits, ``task.fits(candidate)`` says who keeps them: others are drawn, or mutated, again.
         budget : float
             In the unit of cost: epochs of training.
         seed : int
@@ -87,19 +91,25 @@ class EvolutionarySearch:
         Raises
         ------
         ValueError
-            If the budget does not pay for one evaluation, or the space leaves nothing to mutate.
+            If the budget does not pay for one evaluation, the space leaves nothing to mutate, or nothing fits.
         """
         if all(len(values) < 2 for values in space.values()):
             raise ValueError(f"space: expected a choice of at least two values, got {dict(space)}")
         generator = random.Random(seed)
         history: History = []
         population: deque[tuple[dict[str, Any], float]] = deque(maxlen=self.population)  # appending drops the oldest
+        fits = getattr(task, "fits", lambda candidate: True)
         while True:
-            if len(population) < self.population:
-                candidate = draw(space, generator)
+            for _ in range(ATTEMPTS):
+                if len(population) < self.population:
+                    candidate = draw(space, generator)
+                else:
+                    parent = max(generator.choices(population, k=self.sample), key=lambda member: member[1])
+                    candidate = mutate(parent[0], space, generator)
+                if fits(candidate):
+                    break
             else:
-                parent = max(generator.choices(population, k=self.sample), key=lambda member: member[1])
-                candidate = mutate(parent[0], space, generator)
+                raise ValueError(f"space: none of {ATTEMPTS} candidates in a row fits the task's limits")
             if not evaluated(task, candidate, budget, history):
                 return best(history, budget), history
             population.append((candidate, history[-1][1]))
