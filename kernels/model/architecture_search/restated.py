@@ -8,8 +8,8 @@ from typing import Any
 
 __all__ = ["Restated", "RestatedTask"]
 
-COUNTING = 1e-6
-"""Epochs that looking at a candidate takes which is then not trained: next to nothing, though no search can be free."""
+COUNTING = 1e-18
+"""Epochs that looking at a candidate takes which is then not trained: too few for any sum of epochs to notice."""
 
 Objective = Callable[[float, Any, Mapping[str, Any]], float]
 """Of an accuracy, whoever knows the costs, and a candidate."""
