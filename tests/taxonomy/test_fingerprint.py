@@ -119,3 +119,17 @@ def test_a_workload_is_known_by_its_data_and_weights():
     keys = {name: workload_key(name) for name, node in taxonomy.load().workloads.items() if node.kind == "network"}
     assert len(set(keys.values())) == len(keys)
     assert all("null" not in value.rsplit("[", 1)[-1] for value in keys.values())
+
+
+def test_what_lies_beside_a_table_is_part_of_it(tmp_path):
+    """A search's table whose figures come from a second file too is another workload when that file changes."""
+    folder = tmp_path / "datasets" / "workloads"
+    folder.mkdir(parents=True)
+    (folder / "table.py").write_text("def workload():\n    return 1\n")
+    keys = []
+    for times in ("1", "2"):
+        (folder / "card.yml").write_text(f'table: {{sha256: "a", beside: [times]}}\ntimes: {{sha256: "{times}"}}\n')
+        keys.append(workload_key("table", root=tmp_path, state=times))
+    assert keys[0] != keys[1]
+    (folder / "card.yml").write_text('table: {sha256: "a"}\n')
+    assert workload_key("table", root=tmp_path, state="3").endswith('["a"]]')
