@@ -62,7 +62,7 @@ def phases(space: Space, progressive: bool) -> list[tuple[float, dict[str, tuple
 class OnceForAll:
     r"""Train a supernet whose networks all work without further training; for each device, take the best that suits it.
 
-    .. math:: \min_W \sum_a L_{\text{val}}\big(C(W, a)\big), \qquad
+    .. math:: \min_W \sum_a L\big(C(W, a)\big), \qquad
         a^\ast = \arg\max_{\mathrm{LAT}(a) \le T} \mathrm{accuracy}_{\text{val}}\big(C(W, a)\big)
 
     C cuts a network out of the shared weights. Training shrinks progressively: the largest networks first, then less
