@@ -81,7 +81,7 @@ class TrainingProtocol(Protocol):
                 values["baseline"]["bit_operations"] = bit_operations(plain, workload)
         if "bit_operations" in own and "bit_operations" not in values["baseline"]:
             values["baseline"]["bit_operations"] = _bit_operations(own["macs"], [(32, 32)])
-        if "core_utilization" in case.technique.improves and "core_utilization" not in own:
+        if "core_utilization" in getattr(case.technique, "improves", ()) and "core_utilization" not in own:
             own["core_utilization"] = Missing("the layers run in FP32 here; operators on codes are timed by themselves")
         return values
 
