@@ -112,7 +112,7 @@ class BinarizedNetwork:
     of a sum, so that the integer product times it is the layer's to the last bit. Adapted: loss, optimizer and rate are
     the recipe's, where the paper has a squared hinge loss, a norm behind the last layer too, and norms of shifts.
 
-    Source: Courbariaux et al. 2016, equations 1 and 4, algorithm 1.
+    Source: Courbariaux et al. 2016, section 1, algorithm 1.
 
     Examples
     --------

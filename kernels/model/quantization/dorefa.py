@@ -163,7 +163,7 @@ class Dorefa:
     Adapted: the paper leaves the first and the last layer in FP32. Here they have eight bits, on a grid of least and
     largest value, as their weights are a good part of a small network's.
 
-    Source: Zhou et al. 2016, equations 5 to 12, algorithm 1.
+    Source: Zhou et al. 2016, sections 2.2 to 2.6, algorithm 1.
 
     Examples
     --------

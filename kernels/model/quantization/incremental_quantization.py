@@ -141,10 +141,10 @@ class IncrementalQuantization:
     -----
     The budget is the recipe's: half of its epochs train the network in FP32, the others are spread over the steps, with
     the learning rate falling from its full height in each. Adapted: the paper begins with a published network and
-    trains several epochs after each step. Four steps leave 50, 25, 12.5 and 0 % free, its own shares for AlexNet being
-    about these. All layers are rounded; biases and norms stay FP32.
+    trains several epochs after each step. Four steps leave 50, 25, 12.5 and 0 % free. All layers are rounded; biases
+    and norms stay FP32.
 
-    Source: Zhou et al. 2017, equations 1 to 4, algorithm 1.
+    Source: Zhou et al. 2017, section 2, algorithm 1.
 
     Examples
     --------

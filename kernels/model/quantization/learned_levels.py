@@ -217,7 +217,7 @@ class LearnedLevels:
     Adapted: the paper leaves the first and the last layer in FP32. Here they have eight bits, on a grid of least and
     largest value. Bases begin even, with ten rounds of the fit on the first weights and on the first batch.
 
-    Source: Zhang et al. 2018, equations 5 to 11, algorithm 1.
+    Source: Zhang et al. 2018, section 3, algorithm 1.
 
     Examples
     --------

@@ -107,7 +107,7 @@ class Pact:
     Adapted: the paper starts levels high, at about ten, and has some hundred thousand updates to bring them down.
     Within the few hundred of the recipes here they begin where inputs behind a batch norm end.
 
-    Source: Choi et al. 2018, equations 1 to 3.
+    Source: Choi et al. 2018, section 3.
 
     Examples
     --------

@@ -82,7 +82,7 @@ class QuantizationAwareTraining:
     All layers compute with so many bits, sums and biases in FP32 here, in 32-bit integers on the machine that this is
     for. Adapted: the paper folds batch norm into the weights before they are rounded. Here it stays behind the product
     as a scale and a shift for each channel: in integers both are part of the multiplication that scales the sums
-    anyway. And inputs are rounded from the first batch on, where the paper first waits some hundred thousand updates.
+    anyway. And inputs are rounded from the first batch on, where the paper first waits fifty thousand updates or more.
 
     Source: Jacob et al. 2018, sections 2.1 and 3.
 

@@ -210,7 +210,7 @@ def affine_grid(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     scale, zero : Tensor
         FP32, and integers from 0 to 2^bits - 1 in the same type; of a range that is only zero, 1 and 0.
 
-    Source: Jacob et al. 2018, sections 2.1 and 3, equations 1 and 13.
+    Source: Jacob et al. 2018, sections 2.1 and 3.
 
     Examples
     --------

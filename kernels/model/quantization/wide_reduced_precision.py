@@ -10,7 +10,7 @@ its operands' widths:
 
     bit operations = f^2 * MACs * weight_bits * input_bits
 
-Source: A. Mishra et al., "WRPN: Wide Reduced-Precision Networks", 2017, sections 3 and 4.
+Source: A. Mishra et al., "WRPN: Wide Reduced-Precision Networks", 2017.
 
 Examples
 --------
@@ -158,7 +158,7 @@ class WideReducedPrecision:
     in FP32. Here they have eight bits, on a grid of least and largest value. And weights begin stretched so that the
     largest of a layer is 1: as they are drawn, all of them would be rounded to zero, and nothing would learn.
 
-    Source: Mishra et al. 2017, section 4.
+    Source: Mishra et al. 2017.
 
     Examples
     --------

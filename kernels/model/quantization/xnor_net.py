@@ -129,7 +129,7 @@ class XnorNet:
     the backward pass. Adapted: the paper leaves the first and the last layer in FP32. Here they have eight bits, on a
     grid of least and largest value.
 
-    Source: Rastegari et al. 2016, equations 4 to 11.
+    Source: Rastegari et al. 2016, sections 3.1 and 3.2.
 
     Examples
     --------

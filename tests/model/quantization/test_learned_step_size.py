@@ -21,7 +21,7 @@ from tests.model.quantization.few_bits import RATE, adam, batch, chain, trained_
 
 
 def by_cases(v, s, low, high):
-    """Value, gradient in v and gradient in s, of one number: equations 1 to 3."""
+    """Value, gradient in v and gradient in s, of one number: the paper's cases."""
     ratio = v / s
     if ratio <= low:
         return low * s, 0.0, float(low)
