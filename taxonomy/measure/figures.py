@@ -14,7 +14,17 @@ from kernels.energy import DRAM_ENERGY, mac_energy
 from kernels.model.transform import bake
 from taxonomy.measure.protocol import Missing
 
-__all__ = ["costs", "keeps_codes", "layer_inputs", "modelled_energy", "one_item", "stored_bits", "traffic"]
+__all__ = [
+    "bit_operations",
+    "costs",
+    "keeps_codes",
+    "layer_inputs",
+    "modelled_energy",
+    "one_item",
+    "operand_bits",
+    "stored_bits",
+    "traffic",
+]
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.RNNBase, nn.RNNCellBase)
 
@@ -93,7 +103,9 @@ def _coded(network: nn.Module) -> dict[str, int]:
 def traffic(network: nn.Module, workload: Workload, mac_format: str = "fp32") -> dict[str, float | Missing]:
     """Bytes moved and energy of one item, by counting.
 
-    Moved are the stored parameters and the inputs of layers with products, once each, the latter in FP32.
+    Moved are the stored parameters and the inputs of layers with products, once each, the latter in FP32 unless the
+    layer rounds them. A product of two integers of at most eight bits counts as one of INT8, the narrowest that the
+    table of energies holds.
 
     Parameters
     ----------
@@ -102,11 +114,53 @@ def traffic(network: nn.Module, workload: Workload, mac_format: str = "fp32") ->
     workload : datasets.Workload
         Gives the shape of an item.
     mac_format : str
-        What the products are computed in, a format of `kernels.energy`.
+        What the other products are computed in, a format of `kernels.energy`.
     """
-    plain, x = bake(network), one_item(workload)
-    moved = -(-stored_bits(network) // 8) + 4 * sum(t.numel() for t in layer_inputs(plain, x).values())
-    return {"memory_access": moved, "energy": modelled_energy(mac_format, counting.macs(plain, x), moved)}
+    plain, x, bits = bake(network), one_item(workload), operand_bits(network)
+    inputs = sum(bits[name][1] * t.numel() for name, t in layer_inputs(plain, x).items())
+    moved = -(-(stored_bits(network) + inputs) // 8)
+    macs = counting.macs_by_layer(plain, x)
+    narrow = sum(count for name, count in macs.items() if max(bits.get(name, (32, 32))) <= 8)
+    energy = modelled_energy(mac_format, sum(macs.values()) - narrow, moved)
+    if narrow and not isinstance(energy, Missing):
+        energy += narrow * mac_energy("int8")
+    return {"memory_access": moved, "energy": energy}
+
+
+def operand_bits(network: nn.Module) -> dict[str, tuple[int, int]]:
+    """Bits of the weights and of the inputs of each of those layers, by its path: 32 where nothing says fewer.
+
+    A constraint that keeps codes says their `bits`, and so does an ``input_quantizer`` of a layer, or the layer's own
+    attribute ``input_bits``.
+
+    Examples
+    --------
+    >>> operand_bits(nn.Sequential(nn.Linear(2, 3), nn.ReLU()))
+    {'0': (32, 32)}
+    """
+    found = {}
+    for name, layer in network.named_modules():
+        if isinstance(layer, LAYERS):
+            constrained: Any = layer.parametrizations if parametrize.is_parametrized(layer) else {}
+            widths = [getattr(constraints[-1], "bits", 32) for constraints in constrained.values()]
+            inputs = getattr(layer, "input_bits", getattr(getattr(layer, "input_quantizer", None), "bits", 32))
+            found[name] = (max(widths, default=32), inputs)
+    return found
+
+
+def bit_operations(network: nn.Module, workload: Workload) -> int:
+    """Multiply-accumulates of one item, each times the bits of its weight and of its input.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Under its constraints.
+    workload : datasets.Workload
+        Gives the shape of an item.
+    """
+    bits = operand_bits(network)
+    macs = counting.macs_by_layer(bake(network), one_item(workload))
+    return sum(count * bits.get(name, (32, 32))[0] * bits.get(name, (32, 32))[1] for name, count in macs.items())
 
 
 def layer_inputs(network: nn.Module, items: Tensor) -> dict[str, Tensor]:

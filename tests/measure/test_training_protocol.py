@@ -18,9 +18,12 @@ from datasets import Data, Recipe, Split, Workload
 from kernels.arithmetic.mixed_precision.mixed_precision_training import MixedPrecisionTraining
 from kernels.arithmetic.mixed_precision.precision_scheduling import PrecisionScheduling
 from kernels.model.distillation.soft_label_distillation import SoftLabelDistillation
+from kernels.model.quantization.binary_weights import SignWeights
+from kernels.model.quantization.dorefa import UnitInputs
+from kernels.model.quantization.quantizers import RoundedAfterwards, quantize_network
 from kernels.model.transform import constrain
 from taxonomy.measure.protocol import Case, Missing
-from taxonomy.measure.protocols.training import _plain, protocol, recipe_of
+from taxonomy.measure.protocols.training import _learnt, _plain, protocol, recipe_of
 
 
 def blobs(n, seed):
@@ -221,3 +224,54 @@ def test_repetitions_share_no_random_numbers(node, variant, monkeypatch):
         drawn.append(set(seeds))
         assert len(drawn[-1]) == len(seeds), "no seed is used twice in one training"
     assert not any(one & other for one, other in combinations(drawn, 2))
+
+
+class FewBits:
+    """A method whose network computes with codes of one bit on both sides of its first layer, afterwards as well."""
+
+    def constrain(self, network):
+        return quantize_network(network, lambda layer: SignWeights(), lambda layer: UnitInputs(1))
+
+    def train(self, network, data, recipe, teacher=None, seed=None):
+        network = self.constrain(network)
+        return network, recipe.train(network, data, seed=seed)
+
+    def afterwards(self):
+        return RoundedAfterwards(self)
+
+
+def test_a_network_of_narrow_operands_counts_them_as_narrow():
+    case = Case(
+        SimpleNamespace(settings={}, peers=("afterwards",), improves=("core_utilization",)),
+        {},
+        FewBits(),
+        WORKLOAD,
+        {},
+        0,
+    )
+    values = protocol.quality(case)
+    own, plain, after = values["self"], values["baseline"], values["afterwards"]
+    stored, inputs, macs = 160 + 2 * 32 + 32 * 23, 5 + 20, 160
+    for who in (own, after):
+        assert who["stored_bits"] == stored and who["bit_operations"] == macs
+        assert who["memory_access"] == -(-(stored + inputs) // 8)
+        assert who["energy"] == pytest.approx(macs * (0.2e-12 + 0.1e-12) + who["memory_access"] * 1.3e-9 / 8)
+    assert plain["bit_operations"] == 32 * 32 * macs and isinstance(own["core_utilization"], Missing)
+    assert after["steps"] == plain["steps"] and after["training_macs"] == plain["training_macs"]
+
+
+def test_the_baselines_network_is_finished_and_left_as_it_was():
+    network, cost = _learnt(WORKLOAD, "network", 3, 0.0, WORKLOAD.recipe)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    values = protocol.quality(Case(node(("afterwards",)), {}, FewBits(), WORKLOAD, {}, 3))
+    again, _ = FewBits().afterwards().train(WORKLOAD.network(3), WORKLOAD.data(), WORKLOAD.recipe, seed=3)
+    assert values["afterwards"]["accuracy"] == datasets.accuracy(again, WORKLOAD.data().test)
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert values["baseline"]["training_macs"] == cost["training_macs"]
+
+
+def test_slow_workloads_may_take_the_first_variant_only():
+    technique = SimpleNamespace(settings={"first_only": ["blobs"]}, variants=({"bits": 2}, {"bits": 3}))
+    assert [len(protocol.trials(technique, variant, WORKLOAD)) for variant in technique.variants] == [5, 0]
+    other = SimpleNamespace(settings={"first_only": ["elsewhere"]}, variants=technique.variants)
+    assert len(protocol.trials(other, {"bits": 3}, WORKLOAD)) == 5

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from datasets.workloads.recipe import CrossEntropy
 from kernels import counting
 from kernels.energy import DRAM_ENERGY, mac_energy
 from kernels.model.transform import bake
-from taxonomy.measure.figures import costs, keeps_codes, one_item, traffic
+from taxonomy.measure.figures import bit_operations, costs, keeps_codes, one_item, operand_bits, traffic
 from taxonomy.measure.protocol import REPETITIONS, Case, Missing, Protocol, Trial, Values
 
 __all__ = ["TrainingProtocol", "protocol", "recipe_of"]
@@ -30,15 +31,18 @@ class TrainingProtocol(Protocol):
 
     A technique's settings say the conditions. `network`: which of the workload's networks learns, its own (network, the
     default) or its smaller one (student). `recipes`: names of conditions and what they change of the
-    recipe, see `recipe_of`; each is a setting of its own. `epochs`: by workload, instead of the recipe's.
+    recipe, see `recipe_of`; each is a setting of its own. `epochs`: by workload, instead of the recipe's. `first_only`:
+    workloads, too slow for more, on which the first variant alone is measured.
 
     Beside the technique and the plain recipe in FP32 (baseline) learn the technique's `peers`: label-smoothing; the
-    teacher, if it was used; any other name is a method of the technique that gives a technique, such as `without`.
+    teacher, if it was used; any other name is a method of the technique that gives a technique, such as `without`. If
+    that has a `finish`, it is the plain recipe and then ``finish(network, data)``: the baseline's network is taken.
 
     A technique that says the bits of what training keeps (`cost_bits`) has bytes and joules of training, by counting;
     joules by the cited energy of the format it names (`mac_format`, else `format`). One that writes into its trace the
     ``bits`` of its forward and backward products has bit operations. One that leaves constraints which keep codes on
-    the trained network (`figures.stored_bits`) has the bytes and joules of running that network.
+    the trained network (`figures.stored_bits`) has the bytes and joules of running that network, and its bit operations
+    where codes or quantizers of inputs say their bits.
     """
 
     kind = "training"
@@ -46,7 +50,10 @@ class TrainingProtocol(Protocol):
     metrics = ("accuracy", "steps", "training_macs", "parameters", "macs")
 
     def trials(self, technique: Any, variant: Mapping[str, Any], workload: Any) -> list[Trial]:
-        recipes = getattr(technique, "settings", {}).get("recipes", ())
+        conditions = getattr(technique, "settings", {})
+        if getattr(workload, "id", "") in conditions.get("first_only", ()) and variant != dict(technique.variants[0]):
+            return []
+        recipes = conditions.get("recipes", ())
         settings = [{"recipe": name} for name in recipes] or [{}]
         return [Trial(setting, seed) for setting in settings for seed in range(REPETITIONS)]
 
@@ -68,9 +75,14 @@ class TrainingProtocol(Protocol):
         if hasattr(case.subject, "cost_bits"):
             values["baseline"] |= _resources(None, workload, which, recipe)
         elif "memory_access" in own:
-            values["baseline"] |= traffic(getattr(workload, which)(case.seed), workload)
-        if "bit_operations" in own:
+            plain = getattr(workload, which)(case.seed)
+            values["baseline"] |= traffic(plain, workload)
+            if "bit_operations" in own:
+                values["baseline"]["bit_operations"] = bit_operations(plain, workload)
+        if "bit_operations" in own and "bit_operations" not in values["baseline"]:
             values["baseline"]["bit_operations"] = _bit_operations(own["macs"], [(32, 32)])
+        if "core_utilization" in getattr(case.technique, "improves", ()) and "core_utilization" not in own:
+            own["core_utilization"] = Missing("the layers run in FP32 here; operators on codes are timed by themselves")
         return values
 
 
@@ -102,9 +114,7 @@ def _taught(
     lessons = meter.watch(teacher, workload)
     trained, trace = subject.train(network, workload.data(), recipe, teacher, seed=seed)
     cost = {"steps": len(trace), "training_macs": meter.macs}  # before the network is evaluated, under the meter's eye
-    values: dict[str, Any] = {**_figures(trained, workload), **cost}
-    if keeps_codes(trained):
-        values |= traffic(trained, workload)
+    values: dict[str, Any] = {**_kept(trained, workload), **cost}
     if hasattr(subject, "cost_bits"):
         values |= _resources(subject, workload, which, recipe)
     if trace and "bits" in trace[0]:
@@ -116,7 +126,10 @@ def _taught(
 @cache
 def _beside(subject: Any, workload: Workload, which: str, seed: int, recipe: Recipe) -> dict[str, Any]:
     """A contestant's figures; remembered, because variants may share it."""
-    return _taught(subject, workload, which, seed, recipe)[0]
+    if not hasattr(subject, "finish"):
+        return _taught(subject, workload, which, seed, recipe)[0]
+    network, cost = _learnt(workload, which, seed, 0.0, recipe)
+    return _kept(subject.finish(network, workload.data()), workload) | cost
 
 
 class _Meter:
@@ -128,11 +141,21 @@ class _Meter:
     def watch(self, network: nn.Module, workload: Workload) -> list[int]:
         """Meter a network from now on; the list holds the items of each call."""
         macs = counting.macs(network, one_item(workload))
+        counts = WeakKeyDictionary({network: macs})
         items: list[int] = []
+        counting_now = False
 
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+            nonlocal counting_now
+            if counting_now:
+                return
+            learns = torch.is_grad_enabled()
+            if learns and module not in counts:  # a copy, which need not be as wide
+                counting_now = True
+                counts[module] = counting.macs(module, one_item(workload))
+                counting_now = False
             items.append(len(inputs[0]))
-            self.macs += items[-1] * macs * (BACKWARD if torch.is_grad_enabled() else 1)
+            self.macs += items[-1] * counts.get(module, macs) * (BACKWARD if learns else 1)
 
         network.register_forward_hook(hook)
         return items
@@ -141,13 +164,31 @@ class _Meter:
 @cache
 def _plain(workload: Workload, which: str, seed: int, smoothing: float, recipe: Recipe) -> dict[str, float]:
     """The recipe with nothing added but smoothed labels; remembered, because all variants share it."""
+    network, cost = _learnt(workload, which, seed, smoothing, recipe)
+    return {**_figures(network, workload), **cost}
+
+
+@cache
+def _learnt(
+    workload: Workload, which: str, seed: int, smoothing: float, recipe: Recipe
+) -> tuple[nn.Module, dict[str, float]]:
+    """The network that came of that, not to be changed, and what it took."""
     network, meter = getattr(workload, which)(seed), _Meter()
     meter.watch(network, workload)
     if smoothing:
         recipe = replace(recipe, loss=replace(recipe.loss, smoothing=smoothing))  # type: ignore[type-var]
     trace = recipe.train(network, workload.data(), seed=seed)
-    cost = {"steps": len(trace), "training_macs": meter.macs}
-    return {**_figures(network, workload), **cost}
+    return network, {"steps": len(trace), "training_macs": meter.macs}
+
+
+def _kept(network: nn.Module, workload: Workload) -> dict[str, Any]:
+    """Figures of a network, and those of running it where it keeps codes."""
+    values: dict[str, Any] = {**_figures(network, workload)}
+    if keeps_codes(network):
+        values |= traffic(network, workload)
+        if any(min(bits) < 32 for bits in operand_bits(network).values()):
+            values["bit_operations"] = bit_operations(network, workload)
+    return values
 
 
 def _figures(network: nn.Module, workload: Workload) -> dict[str, float]:
