@@ -14,7 +14,8 @@ from kernels.model.pruning.magnitude_pruning import SCOPES, cubic_density
 from kernels.model.pruning.mask import prune
 
 __all__ = [
-    "Contested", "GradualMagnitude", "RandomMask", "Trace", "check_density", "joined", "mask_by", "tightening",
+    "Contested", "GradualMagnitude", "RandomMask", "Trace", "check_density", "falling", "joined", "mask_by",
+    "tightening",
 ]  # fmt: skip
 
 Trace = list[dict[str, Any]]
@@ -73,6 +74,31 @@ def tightening(steps: int, density: float, rounds: int = 10) -> Callable[[int], 
         return cubic_density(done, rounds, density) if rest == 0 and done <= rounds else None
 
     return due
+
+
+def falling(steps: int, density: float, begin: float = 0.0, end: float = 2 / 3) -> Callable[[int], float]:
+    """The density after each update, for masks drawn anew all the time: one, by `cubic_density`, at last `density`.
+
+    Parameters
+    ----------
+    steps : int
+        Updates of the training.
+    density : float
+        From the share `end` of the updates on.
+    begin, end : float
+        Shares of the updates.
+
+    Examples
+    --------
+    >>> [round(falling(8, 0.2, begin=0.25, end=0.75)(step), 3) for step in range(8)]
+    [1.0, 1.0, 0.538, 0.3, 0.213, 0.2, 0.2, 0.2]
+    """
+    first, last = int(begin * steps), max(int(begin * steps) + 1, int(end * steps))
+
+    def after(step: int) -> float:
+        return cubic_density(min(max(step + 1 - first, 0), last - first), last - first, density)
+
+    return after
 
 
 def joined(*traces: Trace) -> Trace:
