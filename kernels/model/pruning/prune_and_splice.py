@@ -9,10 +9,10 @@ pruned too, by the gradient at the place where they would act,
 
 .. math:: W \leftarrow W - \eta \, \frac{\partial L(W \odot T)}{\partial (W \odot T)}:
 
-a pruned weight whose absence hurts grows until it passes b, and is spliced in again. Masks are drawn anew at an update t
-with the probability :math:`(1 + \gamma t)^{-1}`, often at first, and ever more rarely, so that the weights can settle.
+a pruned weight whose absence hurts grows until it passes b, and is spliced in again. Masks are drawn anew at an update
+t with the probability :math:`(1 + \gamma t)^{-1}`, often at first, and ever more rarely, so that the weights can settle.
 
-Source: Y. Guo, A. Yao and Y. Chen, "Dynamic Network Surgery for Efficient DNNs", NIPS 2016, equations 2 to 4, section 3.3.
+Source: Y. Guo, A. Yao and Y. Chen, "Dynamic Network Surgery for Efficient DNNs", NIPS 2016, section 3.
 
 Examples
 --------
@@ -105,10 +105,10 @@ class PruneAndSplice(Contested):
 
     Notes
     -----
-    Adapted: the paper begins with a trained network and fixes each layer's thresholds from the mean and the deviation of
-    its weights, so that the density is what comes of them. Here θ is set, at each new mask, where the wanted share
-    passes, and that share falls over the first two thirds of the training, as in gradual pruning, which then differs
-    in nothing but in what may return.
+    Adapted: the paper begins with a trained network and fixes each layer's thresholds from the mean and the deviation
+    of its weights, so that the density is what comes of them. Here θ is set, at each new mask, where the wanted share
+    passes, and that share falls over the first two thirds of the training, as in gradual pruning, beside which it can
+    then be put at equal density.
 
     Source
     ------

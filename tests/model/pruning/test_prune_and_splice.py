@@ -29,7 +29,7 @@ def test_the_next_mask_is_that_of_two_thresholds(n, seed, margin, data):
     after = surgery(w, mask, kept, margin)
     assert after.sum() == kept
     middle = float(band(w, mask, margin)[after].min())
-    a, b = (1 - margin) * middle * (1 - 1e-12), (1 + margin) * middle * (1 - 1e-12)
+    a, b = (1 - margin) * middle * (1 - 1e-6), (1 + margin) * middle * (1 - 1e-6)
     for weight, was, now in zip(w.abs().tolist(), mask.tolist(), after.tolist(), strict=True):
         assert now == (False if weight < a else True if weight >= b else was)
 
