@@ -10,7 +10,7 @@ pruned too, by the gradient at the place where they would act,
 .. math:: W \leftarrow W - \eta \, \frac{\partial L(W \odot T)}{\partial (W \odot T)}:
 
 a pruned weight whose absence hurts grows until it passes b, and is spliced in again. Masks are drawn anew at an update
-t with the probability :math:`(1 + \gamma t)^{-1}`, often at first, and ever more rarely, so that the weights can settle.
+t with the probability :math:`(1 + \gamma t)^{-1}`, often at first and ever more rarely, so that weights can settle.
 
 Source: Y. Guo, A. Yao and Y. Chen, "Dynamic Network Surgery for Efficient DNNs", NIPS 2016, section 3.
 
