@@ -67,7 +67,7 @@ class TrainingSystemProtocol(Protocol):
             *(
                 Trial(setting, seed, timing=True)
                 for setting in ({"batch": workload.recipe.batch}, DEEP)
-                for seed in (seeds if technique is None or is_timed(technique, variant) else ())
+                for seed in (seeds if is_timed(technique, variant) else ())
             ),
         ]
 
