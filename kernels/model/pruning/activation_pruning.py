@@ -2,8 +2,8 @@ r"""Activation pruning: of what a layer keeps for its backward pass, only the bl
 
 The forward pass is exact. Between it and the backward pass a linear layer or a convolution keeps its input x, to
 compute the gradient of its weights. Here x is divided, as a matrix of items by features, in blocks of b x b, and of
-these the share d with the largest sums of magnitudes is kept, in a block-sparse form; the others are forgotten, and read
-as zero,
+these the share d with the largest sums of magnitudes is kept, in a block-sparse form; the others are forgotten, and
+read as zero,
 
 .. math:: \hat x_B = x_B \left[ \sum_{i \in B} |x_i| \text{ is among the } \mathrm{round}(d \, n_B)
           \text{ largest} \right], \qquad \hat G_W = g^\top \hat x.
