@@ -37,7 +37,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernels.model.pruning.masked_training import GradualMagnitude, Trace
+from kernels.model.pruning.masked_training import GradualMagnitude, RandomMask, Trace
 from kernels.model.transform import bake, constrain, layer_weights
 
 __all__ = ["AtItsDensity", "HardConcrete", "L0Regularisation"]
@@ -179,6 +179,10 @@ class L0Regularisation:
         """The smallest weights cut while all learn, down to the density that the gates come to."""
         return AtItsDensity(self)
 
+    def random(self) -> AtItsDensity:
+        """A blind choice of as many before training."""
+        return AtItsDensity(self, "random")
+
 
 class _Paced:
     """An optimizer whose last group of parameters has a multiple of the rate that it is given."""
@@ -196,11 +200,13 @@ class _Paced:
 
 @dataclass(frozen=True)
 class AtItsDensity:
-    """Gradual magnitude pruning to the density that another method came to by itself.
+    """Another method, at the density that this one came to by itself.
 
     Parameters
     ----------
     method : L0Regularisation
+    rival : {"magnitude", "random"}
+        Gradual magnitude pruning, or a random mask before training.
 
     Source: Zhu and Gupta, "To prune, or not to prune", 2017, section 3.
 
@@ -211,16 +217,23 @@ class AtItsDensity:
     """
 
     method: L0Regularisation
+    rival: str = "magnitude"
 
     def train(
         self, network: nn.Module, data: Any, recipe: Any, teacher: Any = None, *, seed: int | None = None
     ) -> tuple[nn.Module, Trace]:
-        """Ask the method for its density with a copy, then prune another by magnitude; only the latter is counted."""
+        """Ask the method for its density with a copy, then train by the rival; only the latter is counted."""
         aside = copy.deepcopy(network)
         for module in aside.modules():
             module._forward_hooks.clear()  # whoever watches the network is not to count this training
-        found = bake(self.method.train(aside, data, recipe, seed=seed)[0])
-        weights = [getattr(*place) for place in layer_weights(found)]
-        left = sum(int(w.count_nonzero()) for w in weights)
-        density = max(1, left) / sum(w.numel() for w in weights)
-        return GradualMagnitude(density).train(network, data, recipe, seed=seed)
+        seed = recipe.seed if seed is None else seed
+        density = _density(self.method, aside, data, recipe, seed)
+        rival = GradualMagnitude(density) if self.rival == "magnitude" else RandomMask(density)
+        return rival.train(network, data, recipe, seed=seed)
+
+
+def _density(method: L0Regularisation, network: nn.Module, data: Any, recipe: Any, seed: int) -> float:
+    """The share of weights that a training leaves."""
+    found = bake(method.train(network, data, recipe, seed=seed)[0])
+    weights = [getattr(*place) for place in layer_weights(found)]
+    return max(1, sum(int(w.count_nonzero()) for w in weights)) / sum(w.numel() for w in weights)

@@ -126,6 +126,8 @@ def test_the_contestant_has_its_density_and_no_watcher_counts_the_question():
     found = bake(technique.train(digits.network(), data, recipe, seed=2)[0])
     rival, trace = technique.magnitude().train(start, data, recipe, seed=2)
     counts = [sum(int(getattr(*place).count_nonzero()) for place in layer_weights(n)) for n in (found, rival)]
+    blind, _ = technique.random().train(digits.network(), data, recipe, seed=2)
+    assert sum(int(getattr(*place).count_nonzero()) for place in layer_weights(blind)) == counts[0]
     assert counts[0] == counts[1] and len(calls) == len(trace) == recipe.steps(data)
     assert len(start._forward_hooks) == 1
 
