@@ -208,7 +208,7 @@ class AtItsDensity:
     rival : {"magnitude", "random"}
         Gradual magnitude pruning, or a random mask before training.
 
-    Source: Zhu and Gupta, "To prune, or not to prune", 2017, section 3.
+    Source: Zhu and Gupta, "To prune, or not to prune", 2017, equation 1.
 
     Examples
     --------

@@ -169,7 +169,7 @@ class GradualMagnitude:
     density : float
     scope : {"global", "layer"}
 
-    Source: Zhu and Gupta, "To prune, or not to prune", 2017, section 3.
+    Source: Zhu and Gupta, "To prune, or not to prune", 2017, equation 1.
 
     Examples
     --------

@@ -19,9 +19,10 @@ first order removing weight i changes it by :math:`-2 w_i (Hg)_i`, H the Hessian
 The scores of a layer sum to R in every layer, so that a small layer's weights have large scores, and no layer is cut
 through before the others. Each of n rounds keeps :math:`d^{k/n}` of the weights, and then the flow is computed anew.
 
-Source: N. Lee, T. Ajanthan and P. Torr, "SNIP", ICLR 2019, equations 4 to 6; C. Wang, G. Zhang and R. Grosse, "Picking
-Winning Tickets Before Training by Preserving Gradient Flow", ICLR 2020, equation 8; H. Tanaka et al., "Pruning neural
-networks without any data by iteratively conserving synaptic flow", NeurIPS 2020, algorithm 1.
+Source: N. Lee, T. Ajanthan and P. Torr, "SNIP: Single-shot Network Pruning based on Connection Sensitivity", ICLR 2019;
+C. Wang, G. Zhang and R. Grosse, "Picking Winning Tickets Before Training by Preserving Gradient Flow", ICLR 2020; H.
+Tanaka et al., "Pruning neural networks without any data by iteratively conserving synaptic flow", NeurIPS 2020,
+algorithm 1.
 
 Examples
 --------
