@@ -24,9 +24,9 @@ and the next weight can go. H is that of Gauss and Newton; for the cross-entropy
 It is never negative, and exact where the network is linear. One block of it is kept for each output unit or channel,
 with the weights that lead there; between blocks it is taken as zero.
 
-Source: Y. LeCun, J. Denker and S. Solla, "Optimal Brain Damage", NIPS 1989, section 2; B. Hassibi and D. Stork, "Second
-Order Derivatives for Network Pruning: Optimal Brain Surgeon", NIPS 1992, section 2; the order of removal in many blocks:
-E. Frantar and D. Alistarh, "Optimal Brain Compression", NeurIPS 2022.
+Source: Y. LeCun, J. Denker and S. Solla, "Optimal Brain Damage", NIPS 1989, section 2; B. Hassibi and D. Stork,
+"Second Order Derivatives for Network Pruning: Optimal Brain Surgeon", NIPS 1992, section 2; the order of removal in
+many blocks: E. Frantar and D. Alistarh, "Optimal Brain Compression", NeurIPS 2022.
 
 Examples
 --------
