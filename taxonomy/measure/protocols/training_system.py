@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from datasets import Data, Recipe, Workload, accuracy
 from kernels import counting
 from taxonomy.measure.protocol import REPETITIONS, Case, Contest, Missing, Protocol, Trial, Values
+from taxonomy.measure.protocols.transform import is_timed
 
 __all__ = ["OneBatch", "TrainingSystemProtocol", "chain", "protocol"]
 
@@ -45,6 +46,8 @@ class TrainingSystemProtocol(Protocol):
     wrapped); beside them stand workers that send gradients in FP32, and their time is that of all, one after another.
     Clients that average weights train for the whole recipe, since a round counts for few steps; their bytes are those
     of a round over its steps, beside a gradient in FP32 at each step.
+
+    A technique's settings may name the variants that are `timed`, and why the others are `untimed`.
     """
 
     kind = "training-system"
@@ -61,8 +64,11 @@ class TrainingSystemProtocol(Protocol):
         return [
             *(Trial(training, seed) for seed in seeds),
             Trial(DEEP),
-            *(Trial({"batch": workload.recipe.batch}, seed, timing=True) for seed in seeds),
-            *(Trial(DEEP, seed, timing=True) for seed in seeds),
+            *(
+                Trial(setting, seed, timing=True)
+                for setting in ({"batch": workload.recipe.batch}, DEEP)
+                for seed in (seeds if is_timed(technique, variant) else ())
+            ),
         ]
 
     def quality(self, case: Case) -> Values:
@@ -81,6 +87,8 @@ class TrainingSystemProtocol(Protocol):
             trained, _ = case.subject.run(recipe, workload.network(case.seed), data)
             values["self"]["accuracy"] = accuracy(trained, data.test)
             values["baseline"]["accuracy"] = _plain_accuracy(workload, recipe, len(data.train))
+        if not is_timed(case.technique, case.variant):
+            values["self"]["latency"] = Missing(case.technique.settings["untimed"])
         return values
 
     def contest(self, case: Case) -> Contest:

@@ -104,7 +104,7 @@ def _finetuned(workload: Workload, seed: int) -> dict[str, float]:
 
 def is_timed(technique: Any, variant: Mapping[str, Any]) -> bool:
     """Whether a variant's latency is measured: every one's is, unless the technique's settings name those that are."""
-    return dict(variant) in technique.settings.get("timed", [dict(variant)])
+    return dict(variant) in getattr(technique, "settings", {}).get("timed", [dict(variant)])
 
 
 def timing_trials(technique: Any, variant: Mapping[str, Any]) -> list[Trial]:
