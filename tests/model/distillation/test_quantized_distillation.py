@@ -28,7 +28,7 @@ def test_values_are_the_nearest_of_so_many_even_ones_of_each_bucket(bits, size, 
     for own, values in zip(weight.split(BUCKET), found.split(BUCKET), strict=True):
         grid = np.linspace(float(own.min()), float(own.max()), 2**bits)
         nearest = np.abs(own.numpy()[:, None] - grid).min(1)
-        np.testing.assert_allclose(np.abs(own - values), nearest, atol=1e-12)
+        np.testing.assert_allclose((own - values).abs().numpy(), nearest, atol=1e-12)
         assert np.abs(values.numpy()[:, None] - grid).min(1).max() < 1e-12
 
 
