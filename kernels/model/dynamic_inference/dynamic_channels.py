@@ -109,7 +109,7 @@ class BoostedNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits, (batch, classes), and each item's cost in multiply-accumulates, (batch,)."""
-        found = [self._one(item) for item in x.split(1)]
+        found = [self._one(x[i : i + 1]) for i in range(len(x))]
         if not found:
             return self.learned(x)[0], torch.zeros(0)
         return torch.cat([logits for logits, _ in found]), torch.tensor([float(cost) for _, cost in found])
