@@ -38,6 +38,7 @@ class BatchNormFolding:
     >>> folded = BatchNormFolding().apply(network)
     >>> [type(layer).__name__ for layer in folded], folded[0].bias is not None
     (['Conv2d', 'Identity', 'ReLU'], True)
+    >>> import torch
     >>> x = torch.randn(2, 1, 8, 8)
     >>> torch.allclose(folded(x), network(x), atol=1e-6)
     True
