@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Protocol, TypeGuard
+from typing import Any, ClassVar, Protocol, TypeGuard
 
 from torch import nn
 
-__all__ = ["Block", "ConvSpec", "StandardConvolution", "replace"]
+__all__ = [
+    "Block", "ConvSpec", "NetworkBlock", "NetworkSpec", "StandardConvolution", "fused", "replace", "substitute",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -126,3 +129,102 @@ def is_standard(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
         and layer.in_channels > 1
         and layer.padding_mode == "zeros"
     )
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkSpec:
+    """A whole network, for what changes more than one convolution: width, resolution, where maps shrink.
+
+    Parameters
+    ----------
+    network : nn.Module
+        To be left as it is.
+    shape : tuple of int
+        Of one item.
+    """
+
+    network: nn.Module
+    shape: tuple[int, ...]
+
+
+class NetworkBlock(Protocol):
+    """What gives a network in place of another: a block whose `whole` is true."""
+
+    whole: ClassVar[bool]
+
+    def build(self, spec: NetworkSpec) -> nn.Module:
+        """An untrained network with the same items and the same answers."""
+
+
+def substitute(network: nn.Module, block: Any, shape: Sequence[int]) -> nn.Module:
+    """What becomes of `network` when a block of either form is used, untrained.
+
+    A block stands in for each standard convolution (`replace`), or, if its `whole` is true, for the network. Layers
+    that follow such a convolution in the same `nn.Sequential`, and whose work the block does itself, are those of the
+    classes under its `takes_over`, in this order: they become `nn.Identity`.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Left as it is.
+    block : Block or NetworkBlock
+    shape : sequence of int
+        Of one item.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `replace`, and whatever the block refuses.
+
+    Examples
+    --------
+    >>> from kernels.model.compact_convolution.inverted_residual import InvertedResidual
+    >>> network = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1))
+    >>> [type(layer).__name__ for layer in substitute(network, InvertedResidual(), (8, 6, 6))]
+    ['Shortcut', 'Identity', 'Identity', 'Conv2d']
+    """
+    if getattr(block, "whole", False):
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"network: expected a torch.nn.Module, got {type(network).__name__}")
+        return block.build(NetworkSpec(network, tuple(shape)))
+    changed = replace(network, block)
+    for path in _followers(network, getattr(block, "takes_over", ())):
+        changed.set_submodule(path, nn.Identity())
+    return changed
+
+
+def _followers(network: nn.Module, kinds: Sequence[type[nn.Module]]) -> Iterator[str]:
+    """Paths of the layers of these kinds, in this order, right behind a standard convolution."""
+    for path, chain in network.named_modules():
+        children = list(chain.named_children()) if type(chain) is nn.Sequential else []
+        for place, (_, layer) in enumerate(children):
+            behind = zip(children[place + 1 :], kinds, strict=False)
+            for (name, follower), kind in behind if is_standard(layer) else ():
+                if not isinstance(follower, kind):
+                    break
+                yield f"{path}.{name}" if path else name
+
+
+def fused(network: nn.Module) -> nn.Module:
+    """A copy of `network` in the form in which it infers: every module that offers `fuse()` becomes what that gives.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Left as it is.
+
+    Examples
+    --------
+    >>> from kernels.model.compact_convolution.re_parameterisation import ReParameterisation
+    >>> block = ReParameterisation().build(ConvSpec(8, 8, 3, padding=1))
+    >>> [type(layer).__name__ for layer in fused(nn.Sequential(block, nn.ReLU()))]
+    ['Conv2d', 'ReLU']
+    """
+    if hasattr(network, "fuse"):
+        return network.fuse()  # type: ignore[operator]
+    network = copy.deepcopy(network)
+    for parent in list(network.modules()):
+        for name, module in list(parent.named_children()):
+            if hasattr(module, "fuse"):
+                setattr(parent, name, module.fuse())  # type: ignore[operator]
+    return network

@@ -11,6 +11,8 @@ from torch import nn
 from datasets import Data, Recipe, Split, Workload
 from kernels.model.block import StandardConvolution
 from kernels.model.compact_convolution.depthwise_separable import DepthwiseSeparable
+from kernels.model.compact_convolution.re_parameterisation import ReParameterisation
+from kernels.model.compact_convolution.width_multiplier import WidthMultiplier
 from taxonomy.measure.protocol import Case
 from taxonomy.measure.protocols.block import _drawn, _figures, protocol
 
@@ -35,8 +37,8 @@ WORKLOAD = Workload(
 NODE = SimpleNamespace(settings={})
 
 
-def case(setting=None, seed=0):
-    return Case(NODE, {}, DepthwiseSeparable(), WORKLOAD, setting or {}, seed)
+def case(setting=None, seed=0, block=None):
+    return Case(NODE, {}, block or DepthwiseSeparable(), WORKLOAD, setting or {}, seed)
 
 
 def test_figures_are_those_counted_by_hand():
@@ -78,3 +80,29 @@ def test_trials_and_timing():
     assert len([t for t in trials if not t.timing]) == 5 and len([t for t in trials if t.timing]) == 10
     contest = protocol.contest(case({"batch": 3}))
     assert {call().shape for call in contest.contestants.values()} == {(3, 2)} and contest.work == 3
+
+
+def test_what_infers_in_another_form_is_measured_in_that():
+    values = protocol.quality(case(block=ReParameterisation()))
+    assert values["self"]["macs"] == values["baseline"]["macs"]
+    assert values["self"]["parameters"] == values["baseline"]["parameters"]
+    call = protocol.contest(case({"batch": 3}, block=ReParameterisation())).contestants["self"]
+    assert call().shape == (3, 2)
+
+
+def test_a_block_may_build_the_whole_network():
+    def averaged():
+        return nn.Sequential(*(nn.AdaptiveAvgPool2d(1) if type(m) is nn.AdaptiveMaxPool2d else m for m in network()))
+
+    workload = Workload("stripes", averaged, WORKLOAD.data(), WORKLOAD.recipe)
+    values = protocol.quality(Case(NODE, {}, WidthMultiplier(0.5), workload, {}, 0))
+    assert values["self"]["parameters"] == (2 + 2) + (2 * 4 * 9 + 4) + (4 * 2 + 2)
+    assert values["self"]["macs"] == 2 * 36 + 2 * 4 * 9 * 16 + 8
+
+
+def test_a_workload_may_have_variants_of_its_own():
+    node = SimpleNamespace(settings={"only": {"stripes": [{"multiplier": 1}]}})
+    assert len(protocol.trials(node, {"multiplier": 1}, WORKLOAD)) == 15
+    assert protocol.trials(node, {"multiplier": 2}, WORKLOAD) == []
+    elsewhere = SimpleNamespace(id="other")
+    assert len(protocol.trials(node, {"multiplier": 2}, elsewhere)) == 15

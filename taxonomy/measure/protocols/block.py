@@ -11,7 +11,7 @@ from torch import nn
 
 from datasets import Workload, accuracy
 from kernels import counting
-from kernels.model.block import StandardConvolution, replace
+from kernels.model.block import StandardConvolution, fused, substitute
 from taxonomy.measure.figures import costs
 from taxonomy.measure.protocol import REPETITIONS, Case, Contest, Missing, Protocol, Trial, Values
 from taxonomy.measure.protocols.transform import forward_pass, is_timed, timing_trials
@@ -22,6 +22,10 @@ __all__ = ["BlockProtocol", "protocol"]
 class BlockProtocol(Protocol):
     """Every standard convolution is built by the block, or stays as it is: `self` and `baseline`, five seeds each.
 
+    A block whose `whole` is true builds the network instead. What it trains as and what it infers as may differ: a
+    module that offers `fuse()` is measured as what that gives. The setting `only` names variants for a workload, on
+    which no others are measured.
+
     Of a block that recovers what others keep for the backward pass, the peak bytes of a training step at the recipe's
     batch are counted too; beside it the same layers, which keep it (`kept`, from its method of that name).
     """
@@ -31,6 +35,8 @@ class BlockProtocol(Protocol):
     metrics = ("accuracy", "parameters", "stored_bits", "macs", "peak_activation_bytes", "latency")
 
     def trials(self, technique: Any, variant: Mapping[str, Any], workload: Any) -> list[Trial]:
+        if dict(variant) not in technique.settings.get("only", {}).get(workload.id, [dict(variant)]):
+            return []
         quality = [Trial(seed=seed) for seed in range(REPETITIONS)]
         return quality + timing_trials(technique, variant)
 
@@ -49,7 +55,7 @@ class BlockProtocol(Protocol):
 
     def contest(self, case: Case) -> Contest:
         networks = {
-            "self": _drawn(case.subject, case.workload, case.seed),
+            "self": fused(_drawn(case.subject, case.workload, case.seed).eval()),
             "baseline": _drawn(StandardConvolution(), case.workload, case.seed),
         }
         return forward_pass(networks, case.workload.data(), case.setting["batch"])
@@ -62,7 +68,7 @@ def _drawn(block: Any, workload: Workload, seed: int) -> nn.Module:
         return network
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(~seed)  # the network's own seed would start the first block with its first layer's numbers
-        return replace(network, block)
+        return substitute(network, block, workload.input_shape)
 
 
 @cache
@@ -70,6 +76,7 @@ def _figures(block: Any, workload: Workload, seed: int) -> dict[str, float]:
     """Accuracy and costs after training; remembered, because all variants share one baseline."""
     network = _drawn(block, workload, seed)
     workload.recipe.train(network, workload.data(), seed=seed)
+    network = fused(network)
     return {"accuracy": accuracy(network, workload.data().test), **costs(network, workload)}
 
 
