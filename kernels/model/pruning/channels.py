@@ -203,14 +203,28 @@ class Channels:
     # --- where units are seen --------------------------------------------------------------------------------------
 
     def total(self, group: Group, parts: Iterable[tuple[Sequence[int], Tensor]]) -> Tensor:
-        """A number for each unit of a group: the sum over its places in the parts, each (units, a number for each)."""
+        """For each unit of a group the sum over its places in the parts.
+
+        Parameters
+        ----------
+        group : Group
+        parts : iterable of (sequence of int, Tensor of shape (..., places))
+            The unit of each place, and its numbers.
+
+        Returns
+        -------
+        Tensor of shape (..., units)
+            Float64.
+        """
         place = {unit: i for i, unit in enumerate(group.units)}
-        total = torch.zeros(len(group), dtype=torch.float64)
+        total: Tensor | None = None
         for units, values in parts:
             mine = [i for i, unit in enumerate(units) if unit in place]
             where = torch.tensor([place[units[i]] for i in mine], dtype=torch.int64)
-            total.index_add_(0, where, values.detach().double()[mine])
-        return total
+            if total is None:
+                total = torch.zeros(*values.shape[:-1], len(group), dtype=torch.float64)
+            total.index_add_(-1, where, values.detach().double()[..., mine])
+        return torch.zeros(len(group), dtype=torch.float64) if total is None else total
 
     def watch_rectifiers(self, x: Tensor, look: Callable[[str, Tensor], None]) -> None:
         """Run the network that was followed on a batch, and show what each rectifier gives, by its name."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels.model.pruning.channels import Channels, Group, widths
-from kernels.model.pruning.reconstruction import contributions, positions, rescale
+from kernels.model.pruning.reconstruction import contributions, places_of, positions, rescale, some_items
 from kernels.model.pruning.removal import ChannelRemoval, channels_of, removable
 
 __all__ = ["FilterPruning", "RandomFilters", "filter_norms", "least_missed"]
@@ -118,14 +118,14 @@ class FilterPruning(ChannelRemoval):
         groups = removable(network, channels, self.layers)
         removed: list[int] = []
         pruned = channels.silence(network, removed)
-        x = torch.tensor(data.train.x[_some(len(data.train), ITEMS, self.seed)])
+        x, _ = some_items(data, ITEMS, self.seed)
         for group, width in zip(groups, widths(channels, groups, self.macs), strict=True):
             samples = {name: self._sampled(pruned, channels, name, group, x) for name in group.readers}
-            gone = self._chosen(torch.cat(list(samples.values())), len(group) - width)
+            gone = self._chosen(torch.cat(list(samples.values())), group, len(group) - width)
             kept = torch.tensor([i for i in range(len(group)) if i not in gone])
             removed += [group.units[i] for i in gone]
             for name, z in samples.items():
-                columns = {i: _places(channels.into[name], unit) for i, unit in enumerate(group.units)}
+                columns = {i: places_of(channels, name, [unit]) for i, unit in enumerate(group.units)}
                 layer: Any = pruned.get_submodule(name)
                 layer.weight.data = rescale(layer.weight, kept, z, columns)
             pruned = channels.silence(pruned, removed)
@@ -135,11 +135,11 @@ class FilterPruning(ChannelRemoval):
         """Contributions of a group's units to one output, drawn, at each sampled position: (positions, units)."""
         layer: Any = network.get_submodule(name)
         read, _ = positions(network, name, x, POSITIONS, self.seed)
-        z = contributions(read, layer.weight, channels.into[name], group)
+        z = contributions(channels, group, name, read, layer.weight)
         random = torch.Generator().manual_seed(self.seed)
         return z[torch.arange(len(z)), torch.randint(z.shape[1], (len(z),), generator=random)]
 
-    def _chosen(self, z: Tensor, count: int) -> list[int]:
+    def _chosen(self, z: Tensor, group: Group, count: int) -> list[int]:
         return least_missed(z, count)
 
     def at_random(self, seed: int) -> Any:
@@ -161,13 +161,7 @@ class RandomFilters(FilterPruning):
 
     criterion: str = "reconstruction"
 
-    def _chosen(self, z: Tensor, count: int) -> list[int]:
-        return torch.randperm(z.shape[1], generator=torch.Generator().manual_seed(self.seed))[:count].tolist()
-
-
-def _some(items: int, count: int, seed: int) -> Any:
-    return torch.randperm(items, generator=torch.Generator().manual_seed(seed))[:count].numpy()
-
-
-def _places(units: Sequence[int], unit: int) -> list[int]:
-    return [i for i, own in enumerate(units) if own == unit]
+    def _chosen(self, z: Tensor, group: Group, count: int) -> list[int]:
+        # a stream for each group: one for all would repeat the same choice in layers of one width
+        random = torch.Generator().manual_seed(self.seed * 1009 + group.units[0])
+        return torch.randperm(len(group), generator=random)[:count].tolist()

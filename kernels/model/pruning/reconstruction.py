@@ -10,16 +10,16 @@ weights on the kept ones should change, are questions of least squares on a samp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kernels.model.pruning.channels import Group
+from kernels.model.pruning.channels import Channels, Group
 
-__all__ = ["contributions", "patches", "positions", "refit", "rescale"]
+__all__ = ["contributions", "patches", "places_of", "positions", "refit", "rescale", "some_items"]
 
 
 def positions(network: nn.Module, name: str, x: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -67,16 +67,16 @@ def patches(name: str, layer: Any, x: Tensor) -> Tensor:
     return columns.mT.reshape(-1, x.shape[1], columns.shape[1] // x.shape[1])
 
 
-def contributions(read: Tensor, weight: Tensor, places: Sequence[int], group: Group) -> Tensor:
-    """What each unit of a group contributes to every output at every position.
+def contributions(channels: Channels, group: Group, name: str, read: Tensor, weight: Tensor) -> Tensor:
+    """What each unit of a group contributes to every output of the layer called `name` at every position.
 
     Parameters
     ----------
+    channels : Channels
+    group : Group
+    name : str
     read : Tensor of shape (positions, inputs, kernel)
     weight : Tensor of shape (outputs, inputs, ...)
-    places : sequence of int
-        The unit of each input.
-    group : Group
 
     Returns
     -------
@@ -85,10 +85,18 @@ def contributions(read: Tensor, weight: Tensor, places: Sequence[int], group: Gr
     """
     by_place = weight.detach().double().reshape(len(weight), read.shape[1], -1)
     each = torch.einsum("sik,oik->soi", read.double(), by_place)
-    where = {unit: i for i, unit in enumerate(group.units)}
-    mine = [i for i, unit in enumerate(places) if unit in where]
-    total = each.new_zeros(*each.shape[:2], len(group))
-    return total.index_add_(2, torch.tensor([where[places[i]] for i in mine]), each[..., mine])
+    return channels.total(group, [(channels.into[name], each)])
+
+
+def some_items(data: Any, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Training items drawn without repetition, at most `count`, and their labels."""
+    chosen = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))[:count].numpy()
+    return torch.tensor(data.train.x[chosen]), torch.tensor(data.train.y[chosen])
+
+
+def places_of(channels: Channels, name: str, units: Collection[int]) -> list[int]:
+    """The inputs of the layer called `name` on which those units stand."""
+    return [i for i, unit in enumerate(channels.into[name]) if unit in units]
 
 
 def rescale(weight: Tensor, kept: Tensor, z: Tensor, columns: dict[int, list[int]]) -> Tensor:
