@@ -84,17 +84,16 @@ def lasso_keeps(z: Tensor, y: Tensor, count: int) -> list[int]:
     gram, moment = z.double().T @ z.double() / len(z), z.double().T @ y.double() / len(z)
     low, high = 0.0, float(moment.abs().max())
     before = lasso(gram, moment, low)
-    for _ in range(40):
-        middle = (low + high) / 2 if low else high / 2
+    for _ in range(60):
+        middle = (low * high) ** 0.5 if low else high / 4  # in ratios, for λ may be tiny where nearly all stay
         beta = lasso(gram, moment, middle, before)
-        if int(beta.count_nonzero()) > count:
+        found = int(beta.count_nonzero())
+        if found >= count:
             low, before = middle, beta
-        elif int(beta.count_nonzero()) == count:
-            before = beta
-            break
         else:
             high = middle
-            low = low or high * 1e-3
+        if found == count:
+            break
     return sorted(before.abs().argsort(descending=True, stable=True)[:count].tolist())
 
 

@@ -47,6 +47,16 @@ def test_the_channels_kept_stand_on_the_path_of_the_lasso(count):
         assert lasso_keeps(torch.tensor(z), torch.tensor(y), count) in [s for s in supports if len(s) == count]
 
 
+def test_a_penalty_however_small_is_found_where_nearly_all_stay():
+    z = torch.tensor(sample(0, channels=6)[0])
+    tiny = torch.cat(
+        [z, 1e-4 * z[:, :1].roll(1, 0)], 1
+    )  # it leaves first, at a penalty that is tiny beside the others'
+    assert lasso_keeps(tiny, tiny.sum(1), 6) == [0, 1, 2, 3, 4, 5]
+    last = tiny[:, [6, 0, 1, 2, 3, 4, 5]]
+    assert lasso_keeps(last, last.sum(1), 6) == [1, 2, 3, 4, 5, 6]
+
+
 def test_channels_that_are_always_zero_go_first_and_equal_ones_leave_an_exact_count():
     z = torch.tensor(sample(0)[0])
     z[:, 2] = 0
