@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from datasets import Workload
 from kernels import counting
 from kernels.energy import DRAM_ENERGY, mac_energy
+from kernels.model.compressed_file import encode
 from kernels.model.transform import bake
 from taxonomy.measure.protocol import Missing
 
@@ -91,7 +92,7 @@ def _coded(network: nn.Module) -> dict[str, int]:
 
 
 def traffic(network: nn.Module, workload: Workload, mac_format: str = "fp32") -> dict[str, float | Missing]:
-    """Bytes moved and energy of one item, by counting.
+    """Bytes moved and energy of one item, by counting; and the size of the network's file.
 
     Moved are the stored parameters and the inputs of layers with products, once each, the latter in FP32.
 
@@ -106,7 +107,8 @@ def traffic(network: nn.Module, workload: Workload, mac_format: str = "fp32") ->
     """
     plain, x = bake(network), one_item(workload)
     moved = -(-stored_bits(network) // 8) + 4 * sum(t.numel() for t in layer_inputs(plain, x).values())
-    return {"memory_access": moved, "energy": modelled_energy(mac_format, counting.macs(plain, x), moved)}
+    energy = modelled_energy(mac_format, counting.macs(plain, x), moved)
+    return {"memory_access": moved, "energy": energy, "bytes_on_disk": len(encode(network))}
 
 
 def layer_inputs(network: nn.Module, items: Tensor) -> dict[str, Tensor]:
