@@ -12,8 +12,8 @@ are trained further, by the sum of the gradients of all weights that share one:
 Zeros of a network that was pruned stay zeros, outside the codebook: pruning, sharing and coding make a chain.
 
 K-means ends in the local optimum of where it began: with values spread evenly from the least weight to the largest
-(*linear*), by the share of weights below them (*density*), or at weights drawn at random. Few weights are large and
-they matter; only even spreading leaves values among them.
+(*linear*), by the share of weights below them (*density*), or at weights drawn at random. Few weights are large; only
+even spreading leaves values among them from the start, which Han et al. find best.
 
 Source: Y. Gong et al., "Compressing Deep Convolutional Networks using Vector Quantization", 2014, arXiv 1412.6115;
 S. Han et al., "Deep compression", ICLR 2016, arXiv 1510.00149, section 3.
@@ -31,19 +31,20 @@ tensor([[ 0.,  1.],
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from kernels.model.compressed_file import Table
 from kernels.model.folding import fold
-from kernels.model.transform import bake, constrain, layer_weights
+from kernels.model.transform import bake, constrain
 from kernels.model.weight_sharing.k_means import k_means
+from kernels.model.weight_sharing.sharing import Shared, weights
 
-__all__ = ["RandomSharing", "Shared", "WeightClustering", "first_values"]
+__all__ = ["RandomSharing", "WeightClustering", "first_values"]
 
 INITIAL = ("linear", "density", "random")
 
@@ -71,44 +72,6 @@ def first_values(w: np.ndarray, clusters: int, initial: str, random: np.random.G
         return np.quantile(w, np.linspace(0, 1, clusters))
     different = np.unique(w)
     return np.sort(random.choice(different, min(clusters, len(different)), replace=False))
-
-
-class Shared(nn.Module):
-    """A parametrization: from a codebook, which is what is trained, the weight that refers to it.
-
-    Parameters
-    ----------
-    codes : Tensor of int64, of the weight's shape
-        0 is a zero that stays, j refers to value j - 1 of the codebook.
-    values : Tensor of floats, shape (k,)
-        The codebook to begin with.
-    """
-
-    codes: Tensor
-
-    def __init__(self, codes: Tensor, values: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("codes", codes)
-        self._values = [values]  # no parameter: the layer holds it, as the original of its weight
-
-    def right_inverse(self, weight: Tensor) -> Tensor:
-        """The codebook that replaces the weight."""
-        return self._values[0]
-
-    def forward(self, values: Tensor) -> Tensor:
-        return torch.cat([values.new_zeros(1), values])[self.codes]
-
-    def encoded(self, weight: Tensor) -> Table:
-        """Codes and codebook, as `kernels.model.compressed_file` stores them."""
-        codes = self.codes.numpy()
-        values = np.zeros(int(codes.max()) + 1, np.float32)
-        values[codes] = weight.detach().numpy()
-        used, codes = np.unique(codes, return_inverse=True)
-        return Table.of(codes, values[used])
-
-    def stored_bits(self, weight: Tensor) -> int:
-        """Codes in whole bits, where it pays the non-zero ones alone behind a bitmap or runs; the codebook in FP32."""
-        return self.encoded(weight).bits
 
 
 @dataclass(frozen=True)
@@ -208,28 +171,20 @@ class RandomSharing:
         return _shared(network, share, self.fold)
 
 
-def _shared(network: nn.Module, share: Any, folded: bool) -> nn.Module:
+def _shared(
+    network: nn.Module, share: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], folded: bool
+) -> nn.Module:
+    """A copy whose layers share the values, and by the labels, that `share` gives for their non-zero weights."""
     if not isinstance(network, nn.Module):
         raise TypeError(f"network: expected a torch.nn.Module, got {type(network).__name__}")
     network = fold(bake(network)) if folded else bake(network)
-    places = list(layer_weights(network))
-    if not places:
-        raise ValueError(
-            f"network: expected convolution, linear or recurrent layers; {type(network).__name__} has none"
-        )
-    paths = {id(layer): path for path, layer in network.named_modules()}
-    for layer, name in places:
-        weight = getattr(layer, name).detach()
-        if not weight.isfinite().all():
-            where = ".".join(filter(None, (paths[id(layer)], name)))
-            raise ValueError(f"{where}: expected finite weights, got NaN or infinity")
+    for _, layer, name, weight in list(weights(network)):
         flat = weight.numpy().reshape(-1).astype(np.float64)
-        codes = np.zeros(flat.size, np.int64)
-        values = np.zeros(0)
+        codes, values = np.zeros(flat.size, np.int64), np.zeros(0)
         if flat.any():
             values, labels = share(flat[flat != 0])
             used, labels = np.unique(labels, return_inverse=True)
             values, codes[flat != 0] = values[used], labels + 1
-        shared = Shared(torch.from_numpy(codes.reshape(weight.shape)), torch.tensor(values, dtype=weight.dtype))
-        constrain(layer, name, shared)
+        codebook = torch.tensor(values, dtype=weight.dtype)
+        constrain(layer, name, Shared(torch.from_numpy(codes), codebook, tuple(weight.shape), zero=True))
     return network
