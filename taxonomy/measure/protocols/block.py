@@ -23,7 +23,8 @@ class BlockProtocol(Protocol):
     """Every standard convolution is built by the block, or stays as it is: `self` and `baseline`, five seeds each.
 
     Of a block that recovers what others keep for the backward pass, the peak bytes of a training step at the recipe's
-    batch are counted too; beside it the same layers, which keep it (`kept`, from its method of that name).
+    batch are counted too; beside it the same layers, which keep it (`kept`, from its method of that name). Where the
+    implementation offers `at_random(seed)`, a blind block of as many parameters is trained too.
     """
 
     kind = "block"
@@ -39,6 +40,8 @@ class BlockProtocol(Protocol):
             "self": _trained(case.subject, case.workload, case.seed),
             "baseline": _trained(StandardConvolution(), case.workload, case.seed),
         }
+        if hasattr(case.subject, "at_random"):
+            values["random"] = _trained(case.subject.at_random(case.seed), case.workload, case.seed)
         if hasattr(case.subject, "kept"):
             blocks = {"self": case.subject, "kept": case.subject.kept(), "baseline": StandardConvolution()}
             for who, block in blocks.items():
