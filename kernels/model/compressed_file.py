@@ -8,6 +8,7 @@ Names and shapes are the network's and are not repeated; a digest of them says w
     Plain     none                                  all values              themselves
     Sparse    0 or 1: is there anything?            what differs from zero  the next of them, or zero
     Table     which entry, of a value or a vector   codebook(s)             codebook[code]
+    ZeroTable the same, 0 for zero                  codebook(s)             codebook[code - 1], or zero
     Steps     how many steps                        scale(s), zero(s)       (code - zero) scale
 
 Codes stand in whole bits, or the non-zero ones alone behind a bitmap or behind runs of zeros, whichever is shortest; or
@@ -50,7 +51,20 @@ from torch.nn.utils import parametrize
 from kernels.model.transform import bake
 from kernels.model.weight_sharing.huffman_coding import HuffmanCoding, pack_symbols, unpack_symbols
 
-__all__ = ["Form", "Plain", "Scaled", "Sparse", "Steps", "Table", "decode", "encode", "load", "save", "smallest"]
+__all__ = [
+    "Form",
+    "Plain",
+    "Scaled",
+    "Sparse",
+    "Steps",
+    "Table",
+    "ZeroTable",
+    "decode",
+    "encode",
+    "load",
+    "save",
+    "smallest",
+]
 
 VERSION = 1
 KEY = "network"
@@ -62,7 +76,7 @@ MOST_VALUES = 256
 APART, CODED, CODED_GAPS = range(3)
 """Where the codes stand: tensor by tensor, all in one Huffman code, or their gaps and what lies between in two."""
 SCALED = 128
-DIGEST = 8
+DIGEST = 4
 """Bytes of the checksum of names, types and shapes."""
 
 
@@ -158,9 +172,11 @@ class Table(Form):
 
     number = 2
 
-    @classmethod
-    def of(cls, codes: Any, table: Any) -> Table:
+    @staticmethod
+    def of(codes: Any, table: Any) -> Table:
         """Of integers of any shape, and a table (entries,), (entries, d) or (parts, entries, d).
+
+        Where entry 0 is zero it is not stored.
 
         Parameters
         ----------
@@ -170,10 +186,13 @@ class Table(Form):
         """
         codes, table = np.asarray(codes), np.asarray(table, np.float32)
         levels = table.shape[0 if table.ndim < 3 else 1]
-        return cls(_unsigned(codes, levels), levels, (table.reshape(-1),))
+        entries = table.reshape(-1, levels, 1 if table.ndim < 2 else table.shape[-1])
+        if levels > 1 and not _words(entries[:, 0]).any():
+            return ZeroTable(_unsigned(codes, levels), levels, (entries[:, 1:].reshape(-1),))
+        return Table(_unsigned(codes, levels), levels, (table.reshape(-1),))
 
-    @classmethod
-    def by_looking(cls, x: np.ndarray, parts: int = 1) -> Table | None:
+    @staticmethod
+    def by_looking(x: np.ndarray, parts: int = 1) -> Table | None:
         """Of a tensor that takes few values; zero is code 0, then the more frequent ones first; None where it is many.
 
         Parameters
@@ -198,15 +217,33 @@ class Table(Form):
         table = np.zeros((parts, levels), np.uint32)
         for row, (values, _) in zip(table, found, strict=True):
             row[zeros : zeros + len(values)] = values
-        return cls.of([codes for _, codes in found], table.view(np.float32)[..., None])
+        return Table.of([codes for _, codes in found], table.view(np.float32)[..., None])
 
     def values(self, shape: tuple[int, ...]) -> np.ndarray:
-        size, d = math.prod(shape), math.prod(shape) // max(self.codes.size, 1)
-        table = self.floats[0].reshape(-1, self.levels, max(d, 1))
-        if not size:
+        if not math.prod(shape):
             return np.zeros(shape, np.float32)
+        table = self._table(math.prod(shape) // max(self.codes.size, 1))
         codes = self.codes.reshape(len(table), -1)
         return np.take_along_axis(table, codes[..., None].astype(np.int64), 1).reshape(shape)
+
+    def _table(self, d: int) -> np.ndarray:
+        return self.floats[0].reshape(-1, self.levels, max(d, 1))
+
+
+class ZeroTable(Table):
+    """A table whose entry 0 is zero and is not stored.
+
+    Examples
+    --------
+    >>> form = Table.of(np.array([1, 0, 2]), np.array([0.0, 5.0, 7.0]))
+    >>> type(form).__name__, form.floats[0].size, form.values((3,))
+    ('ZeroTable', 2, array([5., 0., 7.], dtype=float32))
+    """
+
+    number = 5
+
+    def _table(self, d: int) -> np.ndarray:
+        return np.pad(self.floats[0].reshape(-1, self.levels - 1, max(d, 1)), ((0, 0), (1, 0), (0, 0)))
 
 
 class Steps(Form):
@@ -280,7 +317,7 @@ def smallest(x: np.ndarray, *others: Form) -> Form:
     >>> x = np.repeat(np.array([0, 1, 2, 3], np.float32), 25)
     >>> form = smallest(x)
     >>> type(form).__name__, form.bits
-    ('Table', 336)
+    ('ZeroTable', 304)
     """
     forms: list[Form | None] = [*others, Plain.of(x), Sparse.of(x)]
     if x.size:
@@ -462,6 +499,9 @@ class _Reader:
         self.at += size
         return self.data[self.at - size : self.at]
 
+    def floats(self, count: int) -> np.ndarray:
+        return np.frombuffer(self.take(4 * count), "<f4").astype(np.float32)
+
     def rest(self) -> bytes:
         return self.take(len(self.data) - self.at)
 
@@ -512,9 +552,11 @@ def encode(network: nn.Module, codec: HuffmanCoding | None = None, before: nn.Mo
         if isinstance(form, bytes):
             raw += form
             continue
-        head += bytes([form.mark, len(form.floats)]) + _varint(form.levels) + _varint(form.codes.size)
-        head += b"".join(_varint(part.size) for part in form.floats)
         forms.append(form)
+        head += bytes([form.mark])
+        if form.mark != Plain.number:
+            head += bytes([len(form.floats)]) + _varint(form.levels) + _varint(form.codes.size)
+            head += b"".join(_varint(part.size) for part in form.floats)
     codes = bytes([APART]) + b"".join(_pack(form.codes, form.levels) for form in forms)
     if codec is not None and all(form.levels <= 256 for form in forms):
         together = np.concatenate([np.zeros(0, np.uint8), *(form.codes for form in forms)])
@@ -595,9 +637,13 @@ def _values(body: bytes, network: nn.Module) -> list[Tensor]:
             data = bytearray(raw.take(tensor.numel() * tensor.element_size()))
             out.append(torch.frombuffer(data, dtype=tensor.dtype).reshape(shape) if data else tensor)
             continue
-        mark, parts = head.take(2)
+        (mark,) = head.take(1)
+        if mark == Plain.number:
+            out.append(torch.from_numpy(numbers.floats(tensor.numel()).reshape(shape)))
+            continue
+        (parts,) = head.take(1)
         levels, count = head.varint(), head.varint()
-        floats = tuple(np.frombuffer(numbers.take(4 * head.varint()), "<f4").astype(np.float32) for _ in range(parts))
+        floats = tuple(numbers.floats(head.varint()) for _ in range(parts))
         if together is None:
             codes = _unpack(coded, count, levels)
         else:
