@@ -48,11 +48,12 @@ class RepeatedConvolution(nn.Module):
 
     def __init__(self, spec: ConvSpec, steps: int, tied: bool) -> None:
         super().__init__()
-        channels, kernel = spec.out_channels, nn.Conv2d(1, 1, spec.kernel_size, device="meta").kernel_size
+        channels, kernel = spec.out_channels, nn.Conv2d(1, 1, spec.kernel_size, device="meta").kernel_size  # type: ignore[arg-type]
         self.steps = steps
         self.first = nn.Conv2d(**spec.__dict__)
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(channels, channels, kernel, padding="same", bias=False) for _ in range(1 if tied else steps)
+            nn.Conv2d(channels, channels, kernel, padding="same", bias=False)  # type: ignore[arg-type]
+            for _ in range(1 if tied else steps)
         )
         self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(steps))
 
