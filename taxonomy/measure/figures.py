@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from datasets import Workload
 from kernels import counting
 from kernels.energy import DRAM_ENERGY, mac_energy
+from kernels.model.compressed_file import encode
 from kernels.model.transform import bake
 from taxonomy.measure.protocol import Missing
 
@@ -101,7 +102,7 @@ def _coded(network: nn.Module) -> dict[str, int]:
 
 
 def traffic(network: nn.Module, workload: Workload, mac_format: str = "fp32") -> dict[str, float | Missing]:
-    """Bytes moved and energy of one item, by counting.
+    """Bytes moved and energy of one item, by counting; and the size of the network's file.
 
     Moved are the stored parameters and the inputs of layers with products, once each, the latter in FP32 unless the
     layer rounds them. A product of two integers of at most eight bits counts as one of INT8, the narrowest that the
@@ -124,7 +125,7 @@ def traffic(network: nn.Module, workload: Workload, mac_format: str = "fp32") ->
     energy = modelled_energy(mac_format, sum(macs.values()) - narrow, moved)
     if narrow and not isinstance(energy, Missing):
         energy += narrow * mac_energy("int8")
-    return {"memory_access": moved, "energy": energy}
+    return {"memory_access": moved, "energy": energy, "bytes_on_disk": len(encode(network))}
 
 
 def operand_bits(network: nn.Module) -> dict[str, tuple[int, int]]:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from kernels.model.folding import fold
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -140,20 +142,6 @@ def _replaced(network: nn.Module, new: dict[str, nn.Module]) -> nn.Module:
     return network
 
 
-def fold(network: nn.Module) -> nn.Module:
-    """A copy in which every batch norm that follows a convolution is folded into it."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, as it imports itself
-        from torch.fx.experimental.optimization import fuse
-
-    network = copy.deepcopy(network).eval()
-    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
-        return network
-    return fuse(network)
-
-
 def round_layers(network: nn.Module, number_format: Any, items: Tensor) -> nn.Module:
     """A copy whose layers compute on rounded weights and inputs; scales fitted on `items`.
 
@@ -209,6 +197,8 @@ class Built:
     covered: float
     executes: bool
     """Whether every layer really runs in the stack's format, so that its time means something."""
+    unfolded: nn.Module
+    """`plain` before batch norm was folded and numbers were rounded: weights that share values still do."""
 
 
 class Stack:
@@ -260,7 +250,7 @@ class Stack:
             network = transform.apply(network, data)
             workload.recipe.finetune(network, data, seed=seed)
             network = bake(network)
-        network = fold(network)
+        unfolded, network = network, fold(network)
         formats, operators = self._of("number-format"), self._of("operator")
         if formats:
             network = round_layers(network, formats[0], items)
@@ -268,7 +258,7 @@ class Stack:
         plain, covered = network, 0.0
         if operators:
             network, covered = bind(network, operators, name, items)
-        return Built(network, plain, covered, executes=not formats or covered == 1.0)
+        return Built(network, plain, covered, not formats or covered == 1.0, unfolded)
 
     def evaluate(self, workload: Any, seed: int = 0) -> pd.DataFrame:
         """Figures of the stack beside the baseline: who, metric, value, reason.
@@ -282,6 +272,7 @@ class Stack:
         import pandas as pd
 
         import datasets
+        from kernels.model.compressed_file import encode
 
         if isinstance(workload, str):
             workload = self.taxonomy.workload(workload)
@@ -291,7 +282,9 @@ class Stack:
         rows = [
             *_figures("baseline", baseline, item, datasets.accuracy(baseline, data.test)),
             *_figures("self", built.plain, item, datasets.accuracy(built.network, data.test)),
-            {"who": "self", "metric": "stored_bits", "value": self.stored_bits(built.plain), "reason": ""},
+            {"who": "self", "metric": "stored_bits", "value": self.stored_bits(built), "reason": ""},
+            {"who": "self", "metric": "bytes_on_disk", "value": len(self.file(built)), "reason": ""},
+            {"who": "baseline", "metric": "bytes_on_disk", "value": len(encode(baseline)), "reason": ""},
             {"who": "self", "metric": "covered_macs", "value": built.covered, "reason": ""},
             *self._latency(baseline, built, item),
             *self._modelled(built.plain, item),
@@ -299,10 +292,23 @@ class Stack:
         ]
         return pd.DataFrame(rows, columns=["who", "metric", "value", "reason"])
 
-    def stored_bits(self, network: nn.Module) -> float:
-        """Bits of a built stack's parameters, as its codec, its number format or its operator stores them."""
+    def file(self, built: Built) -> bytes:
+        """The file that a built stack's network is restored from, in Huffman's code where the stack has it."""
+        from kernels.model.compressed_file import encode
+
+        return encode(built.plain, next(iter(self._huffman()), None), built.unfolded)
+
+    def _huffman(self) -> list[Any]:
+        from kernels.model.weight_sharing.huffman_coding import HuffmanCoding
+
+        return [codec for codec in self._of("codec") if isinstance(codec, HuffmanCoding)]
+
+    def stored_bits(self, built: Built) -> float:
+        """Bits of the parameters: as a number format, an operator or another codec stores them, else its file's."""
         formats, codecs, operators = self._of("number-format"), self._of("codec"), self._of("operator")
-        bits = 0.0
+        if not formats and not operators and codecs == self._huffman():
+            return 8.0 * len(self.file(built))
+        network, bits = built.plain, 0.0
         weights = {id(layer.weight) for _, layer in _weighted(network)}
         for _, layer in _weighted(network):
             weight = layer.weight.detach()  # type: ignore[operator,union-attr]

@@ -6,6 +6,7 @@ from torch import nn
 
 import datasets
 import taxonomy
+from kernels.model.compressed_file import decode
 from taxonomy.measure.stack import Stack, bind, fold, round_layers
 
 tx = taxonomy.load()
@@ -69,6 +70,22 @@ def test_a_stack_that_ends_in_csr_stores_indices_and_is_timed():
     weights = 64 * 64 + 64 * 32 + 32 * 10
     assert own["covered_macs"] == 1.0 and own["latency"] > 0
     assert own["stored_bits"] >= 0.1 * weights * (32 + 16)
+
+
+def test_prune_share_and_code_end_in_a_small_file_from_which_the_network_comes_back():
+    parts = ("magnitude-pruning:density=0.1", "weight-clustering:clusters=4", "huffman-coding:symbol=nonzero")
+    stack = tx.stack(*parts)
+    built = stack.build(workload)
+    data = stack.file(built)
+    back = decode(data, workload.trained())
+    with torch.no_grad():
+        assert torch.equal(back(ITEMS), built.network(ITEMS))
+    frame = stack.evaluate(workload).set_index(["who", "metric"]).value
+    assert frame["self", "bytes_on_disk"] == len(data) == frame["self", "stored_bits"] / 8
+    weights = 64 * 64 + 64 * 32 + 32 * 10
+    least = 0.1 * weights * (5 + 1) / 8 + 4 * (64 + 32 + 10)  # places and codes of what is left; biases
+    assert 0.8 * least < len(data) < 1.5 * least
+    assert frame["baseline", "bytes_on_disk"] > 4 * (weights + 64 + 32 + 10)
 
 
 def test_cost_models_and_faults_look_at_the_stack():

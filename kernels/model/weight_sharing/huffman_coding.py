@@ -32,7 +32,7 @@ from numba import njit
 
 from kernels.arrays import describe, is_tensor
 
-__all__ = ["HuffmanCoding", "canonical_codes", "code_lengths", "entropy"]
+__all__ = ["HuffmanCoding", "canonical_codes", "code_lengths", "entropy", "pack_symbols", "unpack_symbols"]
 
 MAGIC = b"HUF1"
 KINDS = tuple("biufc")
@@ -273,6 +273,66 @@ class HuffmanCoding:
             return list(items.T)
         nonzero = items.any(axis=1)
         return [_gaps(np.flatnonzero(nonzero)), *items[nonzero].T]
+
+
+def pack_symbols(symbols: np.ndarray, max_length: int) -> bytes:
+    """One stream of codewords behind the lengths of its code, for those who keep a header of their own.
+
+    Parameters
+    ----------
+    symbols : ndarray of uint8, shape (n,)
+    max_length : int
+        Of a codeword, up to 15 bits.
+
+    Returns
+    -------
+    bytes
+        The largest symbol, the lengths up to it in four bits each, the codewords. Empty for no symbols.
+
+    Examples
+    --------
+    >>> data = pack_symbols(np.array([0, 0, 2, 1, 0], np.uint8), 12)
+    >>> len(data), unpack_symbols(data, 5, 12)
+    (4, array([0, 0, 2, 1, 0], dtype=uint8))
+    """
+    if not symbols.size:
+        return b""
+    counts = np.bincount(symbols)
+    lengths = code_lengths(counts, max_length)
+    words, widths = canonical_codes(lengths)[symbols], lengths[symbols].astype(np.int64)
+    place = np.arange(widths.sum()) - np.repeat(np.cumsum(widths) - widths, widths)  # of a bit in its codeword
+    bits = np.repeat(words, widths) >> place.astype(np.uint64) & np.uint64(1)
+    packed = np.packbits(bits.astype(np.uint8), bitorder="little").tobytes()
+    return bytes([len(counts) - 1]) + _nibbles(lengths) + packed
+
+
+def unpack_symbols(data: bytes, count: int, max_length: int) -> np.ndarray:
+    """The symbols, so many of them, that `pack_symbols` packed.
+
+    Raises
+    ------
+    ValueError
+        If the bytes hold no code, or end before or behind the last codeword.
+    """
+    if not count and not data:
+        return np.zeros(0, np.uint8)
+    source = _Reader(bytes(data), 0)
+    most = source.unpack("<B")[0]
+    lengths = _from_nibbles(source.take(most // 2 + 1))[: most + 1]
+    packed = np.frombuffer(source.take(len(source.data) - source.at), np.uint8)
+    words = np.zeros(packed.size // 8 + 3, np.uint64)  # the decoder looks ahead
+    words.view(np.uint8)[: packed.size] = packed
+    out = np.empty(count, np.uint8)
+    if (lengths > 0).sum() == 1:  # one symbol alone: its codeword is a single bit, which is no complete code
+        out[:] = np.flatnonzero(lengths)[0]
+        end = count
+    else:
+        last = np.uint64(8 * packed.size)
+        table, mask = _table(lengths, max_length), np.uint64((1 << max_length) - 1)
+        end = int(_unpack_rest(words, np.uint64(0), table, mask, out, 0, count, last))
+    if -(-end // 8) != packed.size:
+        raise ValueError("data: the codewords end elsewhere than the bytes")
+    return out
 
 
 def _gaps(positions: np.ndarray) -> np.ndarray:

@@ -27,7 +27,9 @@ class BlockProtocol(Protocol):
     which no others are measured.
 
     Of a block that recovers what others keep for the backward pass, the peak bytes of a training step at the recipe's
-    batch are counted too; beside it the same layers, which keep it (`kept`, from its method of that name).
+    batch are counted too; beside it the same layers, which keep it (`kept`, from its method of that name). Where the
+    implementation offers `at_random(seed)`, a blind block of as many parameters is trained too. Other peers of the
+    technique are methods of the implementation that give a block, such as `untied`.
     """
 
     kind = "block"
@@ -45,6 +47,11 @@ class BlockProtocol(Protocol):
             "self": _trained(case.subject, case.workload, case.seed),
             "baseline": _trained(StandardConvolution(), case.workload, case.seed),
         }
+        if hasattr(case.subject, "at_random"):
+            values["random"] = _trained(case.subject.at_random(case.seed), case.workload, case.seed)
+        for who in getattr(case.technique, "peers", ()):
+            if who not in values:
+                values[who] = _trained(getattr(case.subject, who)(), case.workload, case.seed)
         if hasattr(case.subject, "kept"):
             blocks = {"self": case.subject, "kept": case.subject.kept(), "baseline": StandardConvolution()}
             for who, block in blocks.items():

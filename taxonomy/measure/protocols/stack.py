@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from datasets import accuracy
+from kernels.model.compressed_file import encode
 from taxonomy.measure.figures import costs
 from taxonomy.measure.protocol import REPETITIONS, Case, Protocol, Trial, Values
 
@@ -40,7 +41,9 @@ class StackProtocol(Protocol):
             }
             for who, network, stored in (("self", built.network, built.plain), ("baseline", untouched, untouched))
         }
-        values["self"]["stored_bits"] = case.subject.stored_bits(built.plain)
+        values["self"]["stored_bits"] = case.subject.stored_bits(built)
+        values["self"]["bytes_on_disk"] = len(case.subject.file(built))
+        values["baseline"]["bytes_on_disk"] = len(encode(untouched))
         return values
 
 
