@@ -172,7 +172,8 @@ def layer_errors(exact: nn.Module, changed: nn.Module, items: Tensor) -> dict[st
     """Signal to noise, in decibels, of what each layer with weights gives, by the layer's path.
 
     The layer of the changed network is given what the exact network's is, so that errors do not add up. Batch norm is
-    folded in both. What stands at the path may be several layers by now, if it gives as many numbers.
+    folded in both. What stands at the path may be several layers by now, if it gives as many numbers. If its channels
+    were divided by something, its attributes `input_divisor` and `output_divisor` say by what.
 
     Examples
     --------
@@ -191,7 +192,9 @@ def layer_errors(exact: nn.Module, changed: nn.Module, items: Tensor) -> dict[st
             if name in found:
                 return
             try:
-                got = changed.get_submodule(name)(*args)
+                other = changed.get_submodule(name)
+                x = args[0] / _along_channels(layer, getattr(other, "input_divisor", 1), args[0])
+                got = other(x, *args[1:])
             except (AttributeError, RuntimeError):
                 found[name] = Missing("no layer at this place takes these inputs any more")
                 return
@@ -199,7 +202,7 @@ def layer_errors(exact: nn.Module, changed: nn.Module, items: Tensor) -> dict[st
             if y.shape != z.shape:
                 found[name] = Missing("the layer at this place gives another number of outputs")
                 return
-            y, z = y.double(), z.double()
+            y, z = y.double(), (z * _along_channels(layer, getattr(other, "output_divisor", 1), z)).double()
             found[name] = decibels(float((y**2).sum()), float(((y - z) ** 2).sum()))
 
         return compare
@@ -210,6 +213,13 @@ def layer_errors(exact: nn.Module, changed: nn.Module, items: Tensor) -> dict[st
     for handle in handles:
         handle.remove()
     return found
+
+
+def _along_channels(layer: nn.Module, factors: Tensor | int, x: Tensor) -> Tensor | int:
+    """Factors of channels, in the shape in which they are multiplied with what a layer is given or gives."""
+    if isinstance(factors, int) or not isinstance(layer, nn.modules.conv._ConvNd):
+        return factors
+    return factors.reshape(-1, *[1] * (x.ndim - 2))
 
 
 def middle_and_worst(errors: dict[str, float | Missing]) -> dict[str, float | Missing]:

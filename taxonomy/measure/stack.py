@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from kernels.model.batch_norm import fold
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -138,20 +140,6 @@ def _replaced(network: nn.Module, new: dict[str, nn.Module]) -> nn.Module:
         parent, _, child = name.rpartition(".")
         setattr(network.get_submodule(parent), child, module)
     return network
-
-
-def fold(network: nn.Module) -> nn.Module:
-    """A copy in which every batch norm that follows a convolution is folded into it."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, as it imports itself
-        from torch.fx.experimental.optimization import fuse
-
-    network = copy.deepcopy(network).eval()
-    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
-        return network
-    return fuse(network)
 
 
 def round_layers(network: nn.Module, number_format: Any, items: Tensor) -> nn.Module:

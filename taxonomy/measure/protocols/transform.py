@@ -39,8 +39,8 @@ class TransformProtocol(Protocol):
     transform of the same strength goes the same way; so do all of its `rivals(seed)`, by their names. A network whose
     constraints keep codes (`figures.stored_bits`) has bytes moved and energy too. A network for inference alone is not
     fine-tuned; torch's counters may see nothing of what it does, so it says its own `figures()`, bytes moved among
-    them. A technique's settings may name the variants that are `timed`, why the others are `untimed`, and metrics that
-    are `unmeasured`, with the reason.
+    them. A technique's settings may name the variants that are `timed`, why the others are `untimed`, metrics that are
+    `unmeasured`, with the reason, and the `only` variants that a workload is given, where it is not given all.
 
     A technique with the setting `fine_tuned: false` works after training: it is not fine-tuned, nor is anything beside
     it. What it is given are the training items in an order that the seed draws, so that those it takes first are a
@@ -66,6 +66,9 @@ class TransformProtocol(Protocol):
     )
 
     def trials(self, technique: Any, variant: Mapping[str, Any], workload: Any) -> list[Trial]:
+        only = technique.settings.get("only", {}).get(getattr(workload, "id", None))
+        if only is not None and dict(variant) not in only:
+            return []
         if not hasattr(workload, "recipe"):
             return [Trial(seed=seed) for seed in range(REPETITIONS if "random" in technique.peers else 1)]
         quality = [Trial(seed=seed) for seed in range(REPETITIONS)]
