@@ -23,7 +23,16 @@ from torch.nn.utils.rnn import PackedSequence
 
 from kernels.model.transform import layer_weights
 
-__all__ = ["Rows", "as_matrix", "calibration_rows", "items_of", "output_error", "places", "raw_inputs"]
+__all__ = [
+    "Rows",
+    "as_matrix",
+    "calibration_rows",
+    "channel_inputs",
+    "items_of",
+    "output_error",
+    "places",
+    "raw_inputs",
+]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 LIMIT = 16384
@@ -143,6 +152,22 @@ def output_error(difference: Tensor, moment: Tensor) -> Tensor:
 def raw_inputs(network: nn.Module, items: Tensor) -> dict[str, Tensor]:
     """What each layer with weights is given, all its calls one behind the other, flat; by the layer's path."""
     found = {path: torch.cat([args[0].flatten() for args in calls]) for path, calls in _calls(network, items).items()}
+    return found
+
+
+def channel_inputs(network: nn.Module, items: Tensor) -> dict[str, Tensor]:
+    """What each layer with weights is given, by the layer's path: (channels, numbers).
+
+    Examples
+    --------
+    >>> network = nn.Sequential(nn.Conv2d(3, 2, 2), nn.Flatten(), nn.Linear(8, 2))
+    >>> {path: tuple(x.shape) for path, x in channel_inputs(network, torch.zeros(5, 3, 3, 3)).items()}
+    {'0': (3, 45), '2': (8, 5)}
+    """
+    found = {}
+    for path, calls in _calls(network, items).items():
+        axis = 1 if isinstance(network.get_submodule(path), CONVOLUTIONS) else -1
+        found[path] = torch.cat([args[0].movedim(axis, 0).flatten(1) for args in calls], 1)
     return found
 
 
