@@ -46,9 +46,9 @@ class BlockPruning:
 
     Notes
     -----
-    All layers' blocks compete. Of a convolution the columns are the entries of a patch. Adapted: blocks are masked once,
-    as weights are in magnitude pruning, so that the two differ in granularity alone. This book's kernel for blocks wants
-    outputs that share an input beside each other, rows > 1 and columns = 1.
+    All layers' blocks compete. Of a convolution the columns are the entries of a patch. Adapted: blocks are masked
+    once, as weights are in magnitude pruning, so that the two differ in granularity alone. This book's kernel for
+    blocks wants outputs that share an input beside each other, rows > 1 and columns = 1.
 
     Source: Yu et al. 2017.
 

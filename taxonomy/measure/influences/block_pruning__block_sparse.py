@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from kernels.implementation.sparsity.block_sparse import BlockSparse
-from kernels.implementation.sparsity.csr import CSR
+from kernels.implementation.sparsity.csr import Csr
 from kernels.model.pruning.block_pruning import BlockPruning
 from kernels.model.transform import bake
 from taxonomy.measure.protocol import REPETITIONS, Case, Contest, Protocol, Trial
@@ -36,7 +36,7 @@ class Experiment(Protocol):
         b = np.random.default_rng(case.seed).standard_normal((SIZE, columns), np.float32)
         blocks, single = (_pruned(case.seed, height) for height in (rows, 1))
         return Contest(
-            {"self": _product(BlockSparse(rows=rows), blocks, b), "baseline": _product(CSR(), single, b)},
+            {"self": _product(BlockSparse(rows=rows), blocks, b), "baseline": _product(Csr(), single, b)},
             2.0 * np.count_nonzero(single) * columns, "flop",
         )  # fmt: skip
 

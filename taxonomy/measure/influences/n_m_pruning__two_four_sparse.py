@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kernels.implementation.sparsity.csr import CSR
+from kernels.implementation.sparsity.csr import Csr
 from kernels.implementation.sparsity.two_four_sparse import TwoFourSparse
 from kernels.model.pruning.n_m_pruning import NMPruning, n_of_m
 from taxonomy.measure.protocol import REPETITIONS, Case, Contest, Protocol, Trial
@@ -38,7 +38,7 @@ class Experiment(Protocol):
         if case.setting["against"] == "dense":
             contestants["baseline"] = lambda: dense @ b
         else:
-            contestants["baseline"] = _product(CSR(), pruned, b)
+            contestants["baseline"] = _product(Csr(), pruned, b)
         return Contest(contestants, 2.0 * SIZE * SIZE * columns, "flop")
 
 
