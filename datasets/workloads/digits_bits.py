@@ -66,7 +66,7 @@ class BitsWorkload:
     """
 
     budgets = (6, 12, 24)
-    searches = 20
+    searches = 8
     missing: ClassVar = {"macs": "the same for all assignments: only the bits of weights differ"}
 
     def __init__(self, id: str, network: Workload, choices: tuple[int, ...], average: float) -> None:
