@@ -20,7 +20,11 @@ def tolerance(metric):
     """What another processor may change: the order of sums, and with it what was trained; the width of vectors."""
     if "accuracy" in metric or metric in ("agreement", "regret"):
         return {"abs": 0.03}
-    if metric == "output_sqnr":  # decibels: a few numbers that round to the other neighbour
+    if metric in (
+        "output_sqnr",
+        "layer_sqnr",
+        "worst_layer_sqnr",
+    ):  # decibels: a few numbers that round to the other neighbour
         return {"abs": 1.0}
     if metric.endswith("_error"):
         return {"rel": 1.0, "abs": 1e-6}

@@ -17,7 +17,7 @@ __all__ = [
 
 NETWORKS = ("digits-mlp", "mnist-cnn", "noisy-digits-cnn", "vowels-gru")
 TRAINED_ELSEWHERE = ("efficientnet-lite0", "silero-vad")
-WORKLOADS = (*NETWORKS, *TRAINED_ELSEWHERE, "digits-search", "gemm-tiles")
+WORKLOADS = (*NETWORKS, *TRAINED_ELSEWHERE, "digits-search", "digits-bits", "gemm-tiles")
 
 
 @cache

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf, isfinite, log10
+from statistics import median
 from typing import Any
 
 import torch
@@ -9,24 +11,20 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from datasets import Workload
+from datasets.workloads.recipe import one_thread
 from kernels import counting
 from kernels.energy import DRAM_ENERGY, mac_energy
 from kernels.model.compressed_file import encode
 from kernels.model.transform import bake
 from taxonomy.measure.protocol import Missing
+from taxonomy.measure.stack import fold
 
 __all__ = [
-    "bit_operations",
-    "costs",
-    "keeps_codes",
-    "layer_inputs",
-    "modelled_energy",
-    "one_item",
-    "operand_bits",
-    "stored_bits",
-    "traffic",
-]
+    "answers", "bit_operations", "costs", "decibels", "keeps_codes", "layer_errors", "layer_inputs", "middle_and_worst",
+    "modelled_energy", "one_item", "operand_bits", "share", "stored_bits", "traffic",
+]  # fmt: skip
 
+BATCH = 256
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.RNNBase, nn.RNNCellBase)
 
 
@@ -188,3 +186,90 @@ def modelled_energy(name: str, macs: int, moved: int) -> float | Missing:
         return macs * mac_energy(name) + moved * DRAM_ENERGY
     except KeyError as error:
         return Missing(error.args[0])
+
+
+def answers(network: nn.Module, items: Tensor) -> Tensor:
+    """What a network gives for items, some at a time."""
+    with one_thread(), torch.no_grad():
+        return torch.cat([network(some) for some in items.split(BATCH)])
+
+
+def share(right: Tensor) -> float:
+    """The share of what is true."""
+    return int(right.sum()) / right.numel()
+
+
+def decibels(signal: float, noise: float) -> float | Missing:
+    """Signal to noise in decibels, where it is a number."""
+    if not isfinite(noise):
+        return Missing("none: in the format some of these numbers are infinite or NaN")
+    if not noise:
+        return Missing("infinite: rounding changes none of these numbers")
+    return 10 * log10(signal / noise) if signal else Missing("none: all of these numbers are zero")
+
+
+def layer_errors(exact: nn.Module, changed: nn.Module, items: Tensor) -> dict[str, float | Missing]:
+    """Signal to noise, in decibels, of what each layer with weights gives, by the layer's path.
+
+    The layer of the changed network is given what the exact network's is, so that errors do not add up. Batch norm is
+    folded in both. What stands at the path may be several layers by now, if it gives as many numbers. If its channels
+    were divided by something, its attributes `input_divisor` and `output_divisor` say by what.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(1, 1, bias=False)
+    >>> other = nn.Linear(1, 1, bias=False)
+    >>> with torch.no_grad():
+    ...     _ = layer.weight.fill_(1.0), other.weight.fill_(0.9)
+    >>> {path: round(value) for path, value in layer_errors(layer, other, torch.ones(1, 1)).items()}
+    {'': 20}
+    """
+    exact, changed = fold(exact), fold(bake(changed)).eval()
+    found: dict[str, float | Missing] = {}
+
+    def watch(name: str) -> Any:
+        def compare(layer: nn.Module, args: tuple[Any, ...], given: Any) -> None:
+            if name in found:
+                return
+            try:
+                other = changed.get_submodule(name)
+                x = args[0] / _along_channels(layer, getattr(other, "input_divisor", 1), args[0])
+                got = other(x, *args[1:])
+            except (AttributeError, RuntimeError):
+                found[name] = Missing("no layer at this place takes these inputs any more")
+                return
+            y, z = (out[0] if isinstance(out, tuple) else out for out in (given, got))
+            if y.shape != z.shape:
+                found[name] = Missing("the layer at this place gives another number of outputs")
+                return
+            y, z = y.double(), (z * _along_channels(layer, getattr(other, "output_divisor", 1), z)).double()
+            found[name] = decibels(float((y**2).sum()), float(((y - z) ** 2).sum()))
+
+        return compare
+
+    handles = [m.register_forward_hook(watch(name)) for name, m in exact.named_modules() if isinstance(m, LAYERS)]
+    with one_thread(), torch.no_grad():
+        exact(items)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def _along_channels(layer: nn.Module, factors: Tensor | int, x: Tensor) -> Tensor | int:
+    """Factors of channels, in the shape in which they are multiplied with what a layer is given or gives."""
+    if isinstance(factors, int) or not isinstance(layer, nn.modules.conv._ConvNd):
+        return factors
+    return factors.reshape(-1, *[1] * (x.ndim - 2))
+
+
+def middle_and_worst(errors: dict[str, float | Missing]) -> dict[str, float | Missing]:
+    """The median over the layers and the lowest; a layer that does not change counts as infinitely good."""
+    none = [
+        error for error in errors.values() if isinstance(error, Missing) and not error.reason.startswith("infinite")
+    ]
+    if none or not errors:
+        reason = none[0] if none else Missing("none: no layer has weights")
+        return dict.fromkeys(("layer_sqnr", "worst_layer_sqnr"), reason)
+    values = [inf if isinstance(error, Missing) else error for error in errors.values()]
+    both = {"layer_sqnr": median(values), "worst_layer_sqnr": min(values)}
+    return {k: v if isfinite(v) else Missing("infinite: the layers give what they gave") for k, v in both.items()}

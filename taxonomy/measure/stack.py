@@ -246,9 +246,12 @@ class Stack:
 
         data, network = workload.data(), workload.trained()
         items = torch.tensor(data.train.x[:CALIBRATION])
-        for transform in self._of("transform"):
+        for node, transform in zip(self.nodes, self.subjects, strict=True):
+            if node.kind != "transform":
+                continue
             network = transform.apply(network, data)
-            workload.recipe.finetune(network, data, seed=seed)
+            if node.settings.get("fine_tuned", True):
+                workload.recipe.finetune(network, data, seed=seed)
             network = bake(network)
         unfolded, network = network, fold(network)
         formats, operators = self._of("number-format"), self._of("operator")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+import datasets
 from datasets import Data, Recipe, Split, Workload
 from kernels.model.pruning.magnitude_pruning import MagnitudePruning
-from taxonomy.measure.figures import costs, stored_bits
+from taxonomy.measure.figures import costs, layer_errors, middle_and_worst, stored_bits, traffic
 from taxonomy.measure.protocol import Case, Missing
 from taxonomy.measure.protocols.transform import protocol
 
@@ -113,3 +115,94 @@ def test_stored_bits_chooses_the_smaller_form_for_each_tensor():
 def test_memory_footprint_is_parameters_and_activations():
     figures = costs(WORKLOAD.network(), WORKLOAD)
     assert figures["memory_footprint"] == 4 * 168 + figures["peak_activation_bytes"]
+
+
+class Rounded:
+    """Weights to so many decimals, and what it was given to look at."""
+
+    def __init__(self, decimals=1):
+        self.decimals, self.seen = decimals, []
+
+    def apply(self, network, data):
+        self.seen.append(data.train.x[:4])
+        with torch.no_grad():
+            for p in network.parameters():
+                p.copy_(p.round(decimals=self.decimals))
+        return network
+
+    def rivals(self, seed):
+        return {"coarser": Rounded(0)}
+
+
+def test_what_works_after_training_is_not_fine_tuned_and_sees_a_sample_drawn_by_the_seed():
+    subject = Rounded()
+    first, again, other = (protocol.quality(case(subject, seed=seed, fine_tuned=False)) for seed in (0, 0, 1))
+    assert set(first) == {"self", "baseline", "coarser"} and first == again
+    assert isinstance(first["self"]["accuracy_before_finetuning"], Missing)
+    by_hand = Rounded().apply(WORKLOAD.trained(), WORKLOAD.data())
+    assert first["self"]["accuracy"] == datasets.accuracy(by_hand, WORKLOAD.data().test)
+    assert other["baseline"] == first["baseline"]
+    assert np.array_equal(subject.seen[0], subject.seen[1]) and not np.array_equal(subject.seen[0], subject.seen[2])
+    assert first["self"]["memory_access"] == -(-first["self"]["stored_bits"] // 8) + 4 * (16 + 64)
+
+
+def test_metrics_may_be_left_unmeasured_with_a_reason():
+    values = protocol.quality(case(Rounded(), fine_tuned=False, unmeasured={"core_utilization": "of operators"}))
+    assert values["self"]["core_utilization"] == Missing("of operators")
+
+
+SPEECH = datasets.workload("silero-vad")
+
+
+def test_a_network_trained_elsewhere_is_compared_with_itself():
+    pruning = MagnitudePruning(0.5, scope="layer")
+    node = Node()
+    node.peers = ["random"]
+    assert [t.seed for t in protocol.trials(node, {}, SPEECH)] == [0, 1, 2, 3, 4]
+    node.peers = []
+    assert len(protocol.trials(node, {}, SPEECH)) == 1
+    values = protocol.quality(Case(node, {"density": 0.5}, pruning, SPEECH, {}, 0))
+    assert set(values) == {"self", "baseline", "random"}
+    ours, blind = values["self"], values["random"]
+    assert "accuracy" not in ours and 0 < blind["agreement"] <= ours["agreement"] <= 1
+    for metric in ("output_sqnr", "layer_sqnr", "worst_layer_sqnr"):
+        assert ours[metric] > blind[metric]
+    assert ours["worst_layer_sqnr"] < ours["layer_sqnr"] and ours["stored_bits"] < values["baseline"]["stored_bits"]
+
+
+def test_what_changes_nothing_agrees_everywhere():
+    class Identity:
+        def apply(self, network, data):
+            assert data.train.x.shape == SPEECH.calibration.shape
+            return network
+
+    node = Node()
+    node.peers = []
+    ours = protocol.quality(Case(node, {}, Identity(), SPEECH, {}, 0))["self"]
+    assert ours["agreement"] == 1
+    assert all("infinite" in ours[m].reason for m in ("output_sqnr", "layer_sqnr", "worst_layer_sqnr"))
+
+
+def test_layer_errors_are_those_of_each_layer_alone():
+    torch.manual_seed(0)
+    exact = nn.Sequential(nn.Linear(6, 6, bias=False), nn.ReLU(), nn.Linear(6, 6, bias=False), nn.GRU(6, 3))
+    changed = copy.deepcopy(exact)
+    with torch.no_grad():
+        changed[0].weight.mul_(0.9)
+    errors = layer_errors(exact, changed, torch.randn(5, 6))
+    assert errors["0"] == pytest.approx(20) and all("infinite" in errors[name].reason for name in ("2", "3"))
+    assert middle_and_worst(errors)["worst_layer_sqnr"] == pytest.approx(20)
+    changed[2] = nn.Sequential(nn.Linear(6, 2), nn.Linear(2, 6))
+    assert layer_errors(exact, changed, torch.randn(5, 6))["2"] < 20, "two layers in the place of one"
+    changed[2] = nn.Linear(6, 5)
+    assert "another number" in layer_errors(exact, changed, torch.randn(5, 6))["2"].reason
+    changed[2] = nn.Linear(5, 6)
+    none = middle_and_worst(layer_errors(exact, changed, torch.randn(5, 6)))
+    assert all("takes these inputs" in missing.reason for missing in none.values())
+
+
+def test_layers_say_how_wide_their_inputs_are():
+    network = WORKLOAD.network()
+    before = traffic(network, WORKLOAD)["memory_access"]
+    network[0].input_bits = network[3].input_bits = 8
+    assert before - traffic(network, WORKLOAD)["memory_access"] == 3 * (16 + 64)

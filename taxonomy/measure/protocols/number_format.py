@@ -25,9 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datasets.workloads.recipe import one_thread
 from kernels import counting
-from taxonomy.measure.figures import LAYERS, layer_inputs, modelled_energy
+from taxonomy.measure.figures import LAYERS, answers, decibels, layer_inputs, modelled_energy, share
 from taxonomy.measure.peers.number_format import INSTALL, contestant
 from taxonomy.measure.protocol import REPETITIONS, Case, Contest, Missing, Protocol, Trial, Values
 from taxonomy.measure.stack import fold
@@ -36,7 +35,6 @@ __all__ = ["NumberFormatProtocol", "protocol", "round_network", "traffic", "weig
 
 ON = ("weights", "activations", "both")
 CALIBRATION = 256
-BATCH = 256
 ROW = 4096
 """Arrays to be timed are matrices with rows of so many elements, where that divides them: formats may have channels."""
 
@@ -76,12 +74,12 @@ class NumberFormatProtocol(Protocol):
         stored, moved = traffic(network, items[:1], number_format, on)
         plain_stored, plain_moved = traffic(network, items[:1])
         decide = getattr(workload, "decide", lambda outputs: outputs.argmax(1))
-        exact, got = _outputs(network, asked), _outputs(rounded, asked)
+        exact, got = answers(network, asked), answers(rounded, asked)
         values: Values = {
             "self": {
-                "agreement": _share(decide(got) == decide(exact)),
+                "agreement": share(decide(got) == decide(exact)),
                 **errors(pairs),
-                "output_sqnr": _ratio(float((exact.double() ** 2).sum()), float(((exact - got).double() ** 2).sum())),
+                "output_sqnr": decibels(float((exact.double() ** 2).sum()), float(((exact - got).double() ** 2).sum())),
                 **grid(pairs),
                 "stored_bits": stored,
                 "bits_per_number": bits_per_number(network, items[:1], number_format, on),
@@ -106,7 +104,7 @@ class NumberFormatProtocol(Protocol):
         }
         for who, outputs in (("self", got), ("baseline", exact)):
             if labels is not None:
-                values[who]["accuracy"] = _share(decide(outputs) == labels)
+                values[who]["accuracy"] = share(decide(outputs) == labels)
         return values
 
     def contest(self, case: Case) -> Contest:
@@ -142,24 +140,6 @@ def _items(workload: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     data = workload.data()
     calibration, items = (torch.tensor(x[:CALIBRATION]) for x in (data.train.x, data.validation.x))
     return calibration, items, torch.tensor(data.test.x), torch.tensor(data.test.y)
-
-
-def _outputs(network: nn.Module, items: Tensor) -> Tensor:
-    with one_thread(), torch.no_grad():
-        return torch.cat([network(some) for some in items.split(BATCH)])
-
-
-def _share(right: Tensor) -> float:
-    return int(right.sum()) / right.numel()
-
-
-def _ratio(signal: float, noise: float) -> float | Missing:
-    """Signal to noise in decibels, where it is a number."""
-    if not isfinite(noise):
-        return Missing("none: in the format some of these numbers are infinite or NaN")
-    if not noise:
-        return Missing("infinite: rounding changes none of these numbers")
-    return 10 * log10(signal / noise) if signal else Missing("none: all of these numbers are zero")
 
 
 def _copy(x: np.ndarray, out: np.ndarray, threads: int) -> Callable[[], Any]:
@@ -224,7 +204,7 @@ def errors(pairs: list[tuple[np.ndarray, Any]]) -> dict[str, float | Missing]:
         signal, noise = signal + np.sum(exact**2), noise + np.sum(error**2)
         largest = np.maximum(largest, np.max(error[exact != 0] / np.abs(exact[exact != 0]), initial=0.0))
     lost = Missing("none: in the format some of these numbers are infinite or NaN")
-    return {"sqnr": _ratio(signal, noise), "max_error": float(largest) if isfinite(largest) else lost}
+    return {"sqnr": decibels(signal, noise), "max_error": float(largest) if isfinite(largest) else lost}
 
 
 def grid(pairs: list[tuple[np.ndarray, Any]]) -> dict[str, float | Missing]:
