@@ -36,7 +36,8 @@ class Experiment(Protocol):
         with torch.no_grad():  # of exactly this rank, so that nothing is lost and only time can differ
             thin = torch.randn(channels, rank) @ torch.randn(rank, 9 * channels) / (rank * 9 * channels) ** 0.5
             whole.weight.copy_(thin.reshape(whole.weight.shape))
-        filters, mix = SvdFactorisation(energy=1.0 - 1e-9).apply(whole)
+        factors: Any = SvdFactorisation(energy=1.0 - 1e-9).apply(whole)
+        filters, mix = factors
         operator, x = Im2col(), torch.randn(1, channels, size, size).numpy()
         kept, first, second = (operator.prepare(layer.weight.detach().numpy()) for layer in (whole, filters, mix))
 
