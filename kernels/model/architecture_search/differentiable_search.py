@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from datasets.workloads.recipe import one_thread
 from kernels.model.architecture_search.random_search import History
 from kernels.model.architecture_search.supernet import PLACES, Operation, Supernet, architectures, trained_in_order
 
@@ -220,7 +219,7 @@ def _trained(
         name: (torch.tensor(split.x), torch.tensor(split.y))
         for name, split in (("train", data.train), ("validation", data.validation))
     }
-    with torch.random.fork_rng(devices=[]), one_thread(), torch.enable_grad():
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
         mixed = Mixed(dict(space))
         of_alphas = torch.optim.Adam(mixed.alphas(), lr=search.rate, betas=(0.5, 0.999))

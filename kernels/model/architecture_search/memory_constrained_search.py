@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from datasets.workloads.digits_search import network
 from kernels.counting import macs, parameters, peak_activation_bytes
 from kernels.model.architecture_search.evolutionary_search import EvolutionarySearch
 from kernels.model.architecture_search.random_search import History, draw
 from kernels.model.architecture_search.restated import Restated, RestatedTask
+from kernels.model.architecture_search.supernet import plain
 
 __all__ = ["MemoryConstrainedSearch", "Needs", "needs"]
 
@@ -42,7 +42,7 @@ def needs(candidate: Mapping[str, Any]) -> Needs:
 
 @lru_cache(maxsize=4096)
 def _needs(chosen: tuple[tuple[str, Any], ...]) -> Needs:
-    built, x = network(dict(chosen)), torch.zeros(1, 1, 8, 8)
+    built, x = plain(dict(chosen)), torch.zeros(1, 1, 8, 8)
     return Needs(peak_activation_bytes(built, x), 4 * parameters(built), macs(built, x))
 
 

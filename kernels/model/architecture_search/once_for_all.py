@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from datasets.workloads.digits_search import network
-from datasets.workloads.recipe import one_thread
 from kernels.counting import macs
 from kernels.model.architecture_search.random_search import History
 from kernels.model.architecture_search.supernet import (
@@ -20,6 +18,7 @@ from kernels.model.architecture_search.supernet import (
     Supernet,
     architectures,
     inherited_scores,
+    plain,
     recalibrated,
     uniform,
 )
@@ -146,7 +145,7 @@ def _trained(
     epochs: int, progressive: bool, space: tuple[tuple[str, tuple[Any, ...]], ...], task: Any, seed: int
 ) -> tuple[Supernet, tuple[float, ...]]:
     data, teacher = task.data, None
-    with torch.random.fork_rng(devices=[]), one_thread():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         supernet = Supernet(dict(space))
         plan = phases(dict(space), progressive)
@@ -164,4 +163,4 @@ def _trained(
 
 def macs_of(architecture: Mapping[str, Any]) -> int:
     """Multiply-accumulates of a network of the space, for one image."""
-    return macs(network(architecture), torch.zeros(1, 1, 8, 8))
+    return macs(plain(architecture), torch.zeros(1, 1, 8, 8))

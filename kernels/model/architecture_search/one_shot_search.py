@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datasets.workloads.recipe import accuracy, one_thread
 from kernels.model.architecture_search.random_search import History
 from kernels.model.architecture_search.reinforcement_search import Recurrent, policy_gradient
 from kernels.model.architecture_search.supernet import (
@@ -19,6 +18,7 @@ from kernels.model.architecture_search.supernet import (
     architectures,
     inherited_scores,
     recalibrated,
+    share_right,
     trained_in_order,
     uniform,
 )
@@ -112,7 +112,7 @@ def _trained(
     search: OneShotSearch, space: tuple[tuple[str, tuple[Any, ...]], ...], task: Any, seed: int
 ) -> tuple[Supernet, tuple[float, ...]]:
     choices = dict(space)
-    with torch.random.fork_rng(devices=[]), one_thread():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         supernet = Supernet(choices)
         if search.sampler == "uniform":
@@ -144,7 +144,7 @@ def _with_controller(search: OneShotSearch, supernet: Supernet, task: Any, seed:
             for module in child.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.running_mean = module.running_var = None
-            reward = accuracy(child, validation[items])
+            reward = share_right(child, validation[items])
             usual = baseline[0] if baseline else reward
             optimizer.zero_grad()
             policy_gradient([logp], [reward], usual).backward()

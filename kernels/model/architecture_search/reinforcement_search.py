@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datasets.workloads.recipe import one_thread
 from kernels.model.architecture_search.random_search import History, best, evaluated
 
 __all__ = ["CONTROLLERS", "Factorised", "Recurrent", "ReinforcementSearch", "policy_gradient"]
@@ -185,7 +184,7 @@ class ReinforcementSearch:
             raise ValueError(f"space: expected at least one choice, got {dict(space)}")
         history: History = []
         baseline: float | None = None
-        with one_thread(), torch.random.fork_rng(devices=[]), torch.enable_grad():
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(seed)
             controller = CONTROLLERS[self.controller](space)
             optimizer = torch.optim.Adam(controller.parameters(), lr=self.learning_rate)

@@ -11,14 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from datasets.data import Data
-from datasets.workloads.digits_search import network
-from datasets.workloads.recipe import Recipe, accuracy, one_thread
 from kernels.model.architecture_search.random_search import History, best, evaluated
 
 __all__ = [
-    "PLACES", "Operation", "Paths", "Supernet", "architectures", "inherited_scores", "recalibrated", "trained_in_order",
-    "uniform",
+    "PLACES", "Operation", "Paths", "Residual", "Supernet", "architectures", "inherited_scores", "plain",
+    "recalibrated", "share_right", "trained_in_order", "uniform",
 ]  # fmt: skip
 
 PLACES = ("first", "second", "third")
@@ -140,7 +137,7 @@ class Supernet(nn.Module):
                 held += [(operation.norm.weight[:width], operation.norm.bias[:width])]
         held += [(self.classifier.weight[:, : 4 * width], self.classifier.bias)]
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            alone = network(architecture)
+            alone = plain(architecture)
             layers: list[Any] = [m for m in alone.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.Linear)]
             for layer, (weight, bias) in zip(layers, held, strict=True):
                 layer.weight.copy_(weight)
@@ -177,6 +174,34 @@ def _take(layer: Any, order: Tensor, inputs: bool = False) -> None:
     weight = layer.weight[order]
     layer.weight.copy_(weight[:, order] if inputs else weight)
     layer.bias.copy_(layer.bias[order])
+
+
+class Residual(nn.Module):
+    """x + f(x)."""
+
+    def __init__(self, branch: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)
+
+
+def plain(architecture: Architecture) -> nn.Module:
+    """An untrained network of the space by itself, layer by layer that of ``datasets.workloads.digits_search``."""
+    width = architecture["width"]
+    modules: list[nn.Module] = [nn.Conv2d(1, width, 3, padding=1), nn.ReLU()]
+    for place in PLACES:
+        if place != PLACES[0]:
+            modules.append(nn.MaxPool2d(2))
+        if architecture[place] == "identity":
+            continue
+        separable = architecture[place] == "separable"
+        branch: list[nn.Module] = [nn.Conv2d(width, width, 3, padding=1, groups=width if separable else 1)]
+        branch += [nn.Conv2d(width, width, 1)] * separable
+        branch += [nn.BatchNorm2d(width)] * architecture["norm"] + [nn.ReLU()]
+        modules += [Residual(nn.Sequential(*branch))] if architecture[place] == "residual" else branch
+    return nn.Sequential(*modules, nn.Flatten(), nn.Linear(4 * width, 10))
 
 
 def architectures(space: Mapping[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
@@ -222,12 +247,20 @@ class Paths:
             loss = loss + functional.cross_entropy(logits, answer)
         return loss
 
-    def train(self, supernet: Supernet, data: Data, recipe: Recipe, epochs: int, seed: int) -> list[dict[str, Any]]:
+    def train(self, supernet: Supernet, data: Any, recipe: Any, epochs: int, seed: int) -> list[dict[str, Any]]:
         """Train by the recipe of a single network, for other epochs; one path an update, so that none costs more."""
         return replace(recipe, epochs=epochs, loss=self).train(supernet, data, seed=seed)
 
 
-def recalibrated(alone: nn.Module, data: Data) -> nn.Module:
+def share_right(alone: nn.Module, split: Any) -> float:
+    """Share of a split's items whose largest logit is their label's, in evaluation mode."""
+    alone.eval()
+    with torch.no_grad():
+        found = alone(torch.tensor(split.x)).argmax(1)
+    return int((found == torch.tensor(split.y)).sum()) / len(split)
+
+
+def recalibrated(alone: nn.Module, data: Any) -> nn.Module:
     """The network with its norms' running statistics set to those of the training items, in evaluation mode.
 
     While the weights were shared, those of other networks were mixed into any average.
@@ -237,20 +270,20 @@ def recalibrated(alone: nn.Module, data: Data) -> nn.Module:
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # an average over what comes, here everything at once
-        with one_thread(), torch.no_grad():
+        with torch.no_grad():
             alone.train()(torch.tensor(data.train.x))
     return alone.eval()
 
 
 def inherited_scores(
-    supernet: Supernet, data: Data, every: Iterable[Architecture] | None = None, items: int = 500
+    supernet: Supernet, data: Any, every: Iterable[Architecture] | None = None, items: int = 500
 ) -> list[float]:
     """Validation accuracy of networks of the space with the weights that they inherit, no weight trained again.
 
     Parameters
     ----------
     supernet : Supernet
-    data : Data
+    data : datasets.Data
     every : iterable of architectures, optional
         Which; all of the space, in its order.
     items : int
@@ -258,7 +291,7 @@ def inherited_scores(
     """
     seen = data.validation[:items]
     chosen = architectures(supernet.space) if every is None else every
-    return [accuracy(recalibrated(supernet.child(one), data), seen, batch=items) for one in chosen]
+    return [share_right(recalibrated(supernet.child(one), data), seen) for one in chosen]
 
 
 def trained_in_order(

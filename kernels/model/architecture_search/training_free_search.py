@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from datasets.workloads.recipe import one_thread
 from kernels.counting import parameters
 from kernels.model.architecture_search.random_search import History, best, evaluated
 
@@ -235,8 +234,7 @@ def _scores(
     items = torch.randperm(len(train), generator=generator)[: search.batch].numpy()
     x, y = torch.tensor(train.x[items]), torch.tensor(train.y[items])
     found = []
-    with one_thread():
-        for values in itertools.product(*choices.values()):
-            network = task.network(dict(zip(choices, values, strict=True)), seed)
-            found.append(PROXIES[search.proxy](network, x, y))
+    for values in itertools.product(*choices.values()):
+        network = task.network(dict(zip(choices, values, strict=True)), seed)
+        found.append(PROXIES[search.proxy](network, x, y))
     return tuple(found)

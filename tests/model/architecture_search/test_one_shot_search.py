@@ -12,14 +12,17 @@ from torch.nn import functional
 
 import datasets
 from datasets.workloads import Recipe
-from datasets.workloads.digits_search import SPACE, Residual
+from datasets.workloads.digits_search import SPACE, network
 from kernels.model.architecture_search.one_shot_search import OneShotSearch
 from kernels.model.architecture_search.supernet import (
     Paths,
+    Residual,
     Supernet,
     architectures,
     inherited_scores,
+    plain,
     recalibrated,
+    share_right,
     uniform,
 )
 
@@ -58,6 +61,20 @@ def test_every_network_of_the_space_computes_what_the_supernet_does_for_it(super
     for architecture in architectures(SPACE):
         alone = supernet.child(architecture).train()  # norms by the batch, as in the supernet
         torch.testing.assert_close(alone(x), supernet(x, architecture), rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_by_itself_is_that_of_the_space():
+    """The same layers in the same order, and with the same weights the same answers."""
+    x = torch.randn(3, 1, 8, 8)
+    for architecture in architectures(SPACE):
+        mine, theirs = plain(architecture), network(architecture)
+        theirs.load_state_dict(mine.state_dict())
+        assert repr(mine) == repr(theirs) and torch.equal(mine(x), theirs(x))
+
+
+def test_share_of_right_answers_is_the_houses_accuracy(data):
+    one = plain({"first": "residual", "second": "identity", "third": "separable", "width": 8, "norm": True})
+    assert share_right(one, data.validation) == datasets.workloads.accuracy(one, data.validation)
 
 
 def test_an_update_of_a_path_moves_the_weights_on_it_and_no_other(supernet, data):
