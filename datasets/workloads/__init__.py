@@ -15,7 +15,7 @@ __all__ = [
     "NETWORKS", "TRAINED_ELSEWHERE", "WORKLOADS", "Recipe", "TrainedElsewhere", "Workload", "accuracy", "workload",
 ]  # fmt: skip
 
-NETWORKS = ("digits-mlp", "mnist-cnn", "noisy-digits-cnn", "vowels-gru")
+NETWORKS = ("digits-mlp", "mnist-cnn", "noisy-digits-cnn", "vowels-gru", "shakespeare-transformer")
 TRAINED_ELSEWHERE = ("efficientnet-lite0", "silero-vad")
 WORKLOADS = (*NETWORKS, *TRAINED_ELSEWHERE, "digits-search", "digits-bits", "gemm-tiles")
 

@@ -37,7 +37,7 @@ def costs(network: nn.Module, workload: Workload) -> dict[str, float]:
         Under its constraints, or baked: what they give is what is counted. A constraint that keeps less than FP32
         numbers says so, see `stored_bits`.
     workload : datasets.Workload
-        Gives the shape of an item.
+        Gives the shape of an item; and figures of its own, where it offers `figures(network)`.
     """
     x = one_item(workload)
     bits, network = stored_bits(network), bake(network)
@@ -50,6 +50,7 @@ def costs(network: nn.Module, workload: Workload) -> dict[str, float]:
         "effective_macs": counting.effective_macs(network, x),
         "peak_activation_bytes": activations,
         "memory_footprint": -(-bits // 8) + activations,
+        **(workload.figures(network) if hasattr(workload, "figures") else {}),
     }
 
 
