@@ -17,7 +17,8 @@ __all__ = [
 
 NETWORKS = ("digits-mlp", "mnist-cnn", "noisy-digits-cnn", "vowels-gru", "shakespeare-transformer")
 TRAINED_ELSEWHERE = ("efficientnet-lite0", "silero-vad")
-WORKLOADS = (*NETWORKS, *TRAINED_ELSEWHERE, "digits-search", "digits-bits", "gemm-tiles")
+ADAPTED = ("milton-transformer",)
+WORKLOADS = (*NETWORKS, *ADAPTED, *TRAINED_ELSEWHERE, "digits-search", "digits-bits", "gemm-tiles")
 
 
 @cache
