@@ -16,7 +16,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from datasets import data, series
+from datasets import data, series, text
 from datasets.card import nearest
 from datasets.data import Data, Split
 
@@ -27,7 +27,7 @@ __all__ = [
     "DATASETS", "WORKLOADS", "Data", "Recipe", "Split", "TrainedElsewhere", "Workload", "accuracy", "load", "workload",
 ]  # fmt: skip
 
-DATASETS = (*data.DATASETS, *series.DATASETS)
+DATASETS = (*data.DATASETS, *series.DATASETS, *text.DATASETS)
 
 
 def load(name: str) -> Data:
@@ -40,7 +40,7 @@ def load(name: str) -> Data:
     """
     if name not in DATASETS:
         raise ValueError(nearest("data set", name, DATASETS))
-    return series.load(name) if name in series.DATASETS else data.load(name)
+    return next(kind for kind in (series, text, data) if name in kind.DATASETS).load(name)
 
 
 def __getattr__(name: str) -> Any:

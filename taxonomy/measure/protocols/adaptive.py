@@ -25,8 +25,9 @@ class AdaptiveProtocol(Protocol):
 
     Where the module offers every exit's logits (``exits(x)``), `random` deals the same exits to items by chance: what
     the choice of items is worth, at equal cost. Its accuracy is the expected one, each exit's own in proportion to
-    those who leave there, so nothing is drawn. A technique's settings may name the variants that are `timed`. Energy is
-    that of the multiply-accumulates alone, in FP32.
+    those who leave there, so nothing is drawn. Where the technique offers `at_random(seed)`, that is `random`. A module
+    that offers `figures()` adds its own, of `self` and `baseline`, after it has run. A technique's settings may name
+    the variants that are `timed`. Energy is that of the multiply-accumulates alone, in FP32.
     """
 
     kind = "adaptive"
@@ -52,6 +53,15 @@ class AdaptiveProtocol(Protocol):
                 counting.parameters(static),
             ),
         }
+        if hasattr(module, "figures"):  # of what ran, beside that of the trained network in the same terms
+            for who, figures in module.figures().items():
+                values[who] |= figures
+                values[who] |= {"energy": energy.mac_energy("fp32") * values[who]["macs"]}  # type: ignore[operator]
+        if hasattr(case.subject, "at_random"):  # a blind choice of the same strength
+            blind = case.subject.at_random(case.seed).apply(case.workload.trained(), data)
+            with torch.no_grad():
+                guessed, spent = blind(x)
+            values["random"] = _figures(_right(guessed, y), float(spent.double().mean()), size)
         if hasattr(module, "exits"):
             with torch.no_grad():
                 every, _ = module.exits(x)

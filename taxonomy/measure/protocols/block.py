@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from datasets import Workload, accuracy
+from datasets import Recipe, Workload, accuracy
 from kernels import counting
 from kernels.model.block import StandardConvolution, fused, substitute
 from taxonomy.measure.figures import costs
 from taxonomy.measure.protocol import REPETITIONS, Case, Contest, Missing, Protocol, Trial, Values
+from taxonomy.measure.protocols.training import recipe_of
 from taxonomy.measure.protocols.transform import forward_pass, is_timed, timing_trials
 
 __all__ = ["BlockProtocol", "protocol"]
@@ -24,7 +25,8 @@ class BlockProtocol(Protocol):
 
     A block whose `whole` is true builds the network instead. What it trains as and what it infers as may differ: a
     module that offers `fuse()` is measured as what that gives. The setting `only` names variants for a workload, on
-    which no others are measured.
+    which no others are measured; `epochs` by workload that it and what stands beside it learn instead of the recipe's.
+    A block that stands in for something else than a convolution puts itself there, ``within(network)``.
 
     Of a block that recovers what others keep for the backward pass, the peak bytes of a training step at the recipe's
     batch are counted too; beside it the same layers, which keep it (`kept`, from its method of that name). Where the
@@ -44,14 +46,14 @@ class BlockProtocol(Protocol):
 
     def quality(self, case: Case) -> Values:
         values: Values = {
-            "self": _trained(case.subject, case.workload, case.seed),
-            "baseline": _trained(StandardConvolution(), case.workload, case.seed),
+            "self": _trained(case.subject, case.workload, case.seed, recipe_of(case)),
+            "baseline": _trained(StandardConvolution(), case.workload, case.seed, recipe_of(case)),
         }
         if hasattr(case.subject, "at_random"):
-            values["random"] = _trained(case.subject.at_random(case.seed), case.workload, case.seed)
+            values["random"] = _trained(case.subject.at_random(case.seed), case.workload, case.seed, recipe_of(case))
         for who in getattr(case.technique, "peers", ()):
             if who not in values:
-                values[who] = _trained(getattr(case.subject, who)(), case.workload, case.seed)
+                values[who] = _trained(getattr(case.subject, who)(), case.workload, case.seed, recipe_of(case))
         if hasattr(case.subject, "kept"):
             blocks = {"self": case.subject, "kept": case.subject.kept(), "baseline": StandardConvolution()}
             for who, block in blocks.items():
@@ -75,20 +77,22 @@ def _drawn(block: Any, workload: Workload, seed: int) -> nn.Module:
         return network
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(~seed)  # the network's own seed would start the first block with its first layer's numbers
+        if hasattr(block, "within"):
+            return block.within(network)
         return substitute(network, block, workload.input_shape)
 
 
 @cache
-def _figures(block: Any, workload: Workload, seed: int) -> dict[str, float]:
+def _figures(block: Any, workload: Workload, seed: int, recipe: Recipe) -> dict[str, float]:
     """Accuracy and costs after training; remembered, because all variants share one baseline."""
     network = _drawn(block, workload, seed)
-    workload.recipe.train(network, workload.data(), seed=seed)
+    recipe.train(network, workload.data(), seed=seed)
     network = fused(network)
     return {"accuracy": accuracy(network, workload.data().test), **costs(network, workload)}
 
 
-def _trained(block: Any, workload: Workload, seed: int) -> dict[str, float | Missing]:
-    return {**_figures(block, workload, seed)}
+def _trained(block: Any, workload: Workload, seed: int, recipe: Recipe) -> dict[str, float | Missing]:
+    return {**_figures(block, workload, seed, recipe)}
 
 
 def _training_peak(block: Any, workload: Workload, seed: int) -> int:

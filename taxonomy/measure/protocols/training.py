@@ -42,7 +42,8 @@ class TrainingProtocol(Protocol):
     joules by the cited energy of the format it names (`mac_format`, else `format`). One that writes into its trace the
     ``bits`` of its forward and backward products has bit operations. One that leaves constraints which keep codes on
     the trained network (`figures.stored_bits`) has the bytes and joules of running that network, and its bit operations
-    where codes or quantizers of inputs say their bits.
+    where codes or quantizers of inputs say their bits. One that freezes a part of the network (`adapted(network)`) has
+    the parameters that learn, and the bytes that training keeps.
     """
 
     kind = "training"
@@ -74,7 +75,9 @@ class TrainingProtocol(Protocol):
                 values[who] = {**_beside(getattr(case.subject, who)(), workload, which, case.seed, recipe)}
         if hasattr(case.subject, "cost_bits"):
             values["baseline"] |= _resources(None, workload, which, recipe)
-        elif "memory_access" in own:
+        elif hasattr(case.subject, "adapted"):
+            values["baseline"] |= _learning(getattr(workload, which)(case.seed), workload, recipe.batch)
+        elif "memory_access" in own and not hasattr(workload, "figures"):
             plain = getattr(workload, which)(case.seed)
             values["baseline"] |= traffic(plain, workload)
             if "bit_operations" in own:
@@ -117,6 +120,8 @@ def _taught(
     values: dict[str, Any] = {**_kept(trained, workload), **cost}
     if hasattr(subject, "cost_bits"):
         values |= _resources(subject, workload, which, recipe)
+    if hasattr(subject, "adapted"):
+        values |= _learning(subject.adapted(getattr(workload, which)(seed)), workload, recipe.batch)
     if trace and "bits" in trace[0]:
         values["bit_operations"] = _bit_operations(values["macs"], [update["bits"] for update in trace])
         values["energy"] = Missing("the cited table holds no energy of products of these widths")
@@ -141,7 +146,9 @@ class _Meter:
     def watch(self, network: nn.Module, workload: Workload) -> list[int]:
         """Meter a network from now on; the list holds the items of each call."""
         macs = counting.macs(network, one_item(workload))
-        counts = WeakKeyDictionary({network: macs})
+        # a network that continues text learns at every step, by `every`, which its layers see and its hooks do not
+        watched: Any = network.layers if hasattr(network, "every") else network
+        counts = WeakKeyDictionary({watched: macs})
         items: list[int] = []
         counting_now = False
 
@@ -150,14 +157,14 @@ class _Meter:
             if counting_now:
                 return
             learns = torch.is_grad_enabled()
-            if learns and module not in counts:  # a copy, which need not be as wide
+            if learns and module not in counts and watched is network:  # a copy, which need not be as wide
                 counting_now = True
                 counts[module] = counting.macs(module, one_item(workload))
                 counting_now = False
             items.append(len(inputs[0]))
             self.macs += items[-1] * counts.get(module, macs) * (BACKWARD if learns else 1)
 
-        network.register_forward_hook(hook)
+        watched.register_forward_hook(hook)
         return items
 
 
@@ -254,6 +261,21 @@ def _resources(subject: Any, workload: Workload, which: str, recipe: Recipe) -> 
         found["energy"] = Missing(str(error.args[0]))
     found["core_utilization"] = Missing("emulated: no units of the format are at work here, so nothing is timed")
     return found
+
+
+def _learning(network: nn.Module, workload: Workload, batch: int) -> dict[str, float]:
+    """Of adapting a network of which only a part may learn: how much, and the bytes that training keeps, in FP32.
+
+    Those are all parameters; of what learns gradients and the optimizer's two moments; and what a step makes.
+    """
+    data = workload.data()
+    x, y = torch.tensor(data.train.x[:batch]), torch.tensor(data.train.y[:batch])
+    learned = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    network.train()
+    step = (lambda: workload.recipe.loss(network, x, y).backward()) if learned else lambda: network(x)
+    peak = counting.training_peak_bytes(network, step)
+    resident = 4 * counting.parameters(network) + 12 * learned + peak
+    return {"trained_parameters": learned, "memory_footprint": resident}
 
 
 def _bit_operations(macs: float, bits: list[tuple[int, int]]) -> float:

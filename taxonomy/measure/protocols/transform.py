@@ -21,6 +21,7 @@ from taxonomy.measure.figures import (
     keeps_codes,
     layer_errors,
     middle_and_worst,
+    one_item,
     share,
     traffic,
 )  # fmt: skip
@@ -40,7 +41,8 @@ class TransformProtocol(Protocol):
     constraints keep codes (`figures.stored_bits`) has bytes moved and energy too. A network for inference alone is not
     fine-tuned; torch's counters may see nothing of what it does, so it says its own `figures()`, bytes moved among
     them. A technique's settings may name the variants that are `timed`, why the others are `untimed`, metrics that are
-    `unmeasured`, with the reason, and the `only` variants that a workload is given, where it is not given all.
+    `unmeasured`, with the reason, the `only` variants that a workload is given, where it is not given all, and how many
+    `seeds`, one where nothing is drawn.
 
     A technique with the setting `fine_tuned: false` works after training: it is not fine-tuned, nor is anything beside
     it. What it is given are the training items in an order that the seed draws, so that those it takes first are a
@@ -71,7 +73,7 @@ class TransformProtocol(Protocol):
             return []
         if not hasattr(workload, "recipe"):
             return [Trial(seed=seed) for seed in range(REPETITIONS if "random" in technique.peers else 1)]
-        quality = [Trial(seed=seed) for seed in range(REPETITIONS)]
+        quality = [Trial(seed=seed) for seed in range(technique.settings.get("seeds", REPETITIONS))]
         return quality + timing_trials(technique, variant)
 
     def quality(self, case: Case) -> Values:
@@ -109,8 +111,9 @@ def _with_finetuning(case: Case) -> Values:
     for who, transform in _contestants(case.subject, case.seed).items():
         network = transform.apply(workload.trained(), data)
         if hasattr(network, "figures"):
-            values[who] = _inference_only(network, data)
-            values["baseline"] |= traffic(untouched, workload)
+            values[who] = _inference_only(network, workload)
+            if not hasattr(network, "every"):
+                values["baseline"] |= traffic(untouched, workload)
             continue
         before = accuracy(network, data.test)
         workload.recipe.finetune(network, data, seed=case.seed)
@@ -168,11 +171,16 @@ def _kept_and_moved(network: nn.Module, workload: Any) -> dict[str, float | Miss
     return {**costs(network, workload), **traffic(network, workload, getattr(network, "mac_format", "fp32"))}
 
 
-def _inference_only(network: nn.Module, data: Any) -> dict[str, float | Missing]:
+def _inference_only(network: nn.Module, workload: Workload) -> dict[str, float | Missing]:
+    if hasattr(network, "every"):  # it continues text, and says what a decoder computes, which its one pass does not
+        figures = {**costs(network, workload), **network.figures(one_item(workload))}  # type: ignore[operator]
+        figures["memory_footprint"] = -(-figures["stored_bits"] // 8) + figures["peak_activation_bytes"]
+    else:
+        figures = network.figures()  # type: ignore[operator]
     return {
-        "accuracy": accuracy(network, data.test),
+        "accuracy": accuracy(network, workload.data().test),
         "accuracy_before_finetuning": Missing("nothing is fine-tuned: the network is for inference alone"),
-        **network.figures(),  # type: ignore[operator]
+        **figures,
     }
 
 
