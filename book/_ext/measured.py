@@ -1,8 +1,9 @@
 """Numbers in prose come from records: {measured}`posit:accuracy:workload=mnist-cnn,bits=8,es=2`.
 
-`technique:metric@who:conditions`; who is the technique itself unless named (baseline, random, a peer). Conditions are
-workload, variant and setting, enough of them to leave one record; where records differ only in a parameter or a
-condition more, such as two threads, the plain one answers. {measured-value} leaves the interval to the tooltip.
+`technique:metric@who:conditions`, or a stack in the technique's place; who is the technique itself unless named
+(baseline, random, a peer). Conditions are workload, variant and setting, enough of them to leave one record; where
+records differ only in a parameter or a condition more, such as two threads, the plain one answers. {measured-value}
+leaves the interval to the tooltip.
 {finding}`magnitude-pruning--csr:crossover:columns=64` says verdict, effect or crossover of an influence; the effect is
 the largest, or that at a strength (`density=0.1`).
 What no record answers, or more than one, is an error that names the nearest.
@@ -86,9 +87,9 @@ def lookup(text):
     technique, _, rest = text.strip().partition(":")
     metric, _, conditions = rest.partition(":")
     metric, _, who = metric.partition("@")
-    tx = _taxonomy()
+    tx, technique = _taxonomy(), technique.strip()
     try:
-        node, metric = tx[technique.strip()], tx.metric(metric.strip())
+        node, metric = tx.stacks.get(technique) or tx[technique], tx.metric(metric.strip())
     except KeyError as error:
         raise Unknown(error.args[0]) from None
     wanted = _conditions(conditions)
