@@ -218,7 +218,7 @@ def test_repetitions_share_no_random_numbers(node, variant, monkeypatch):
     monkeypatch.setattr(torch, "Generator", Watched)
     offered = node.workloads or ("noisy-digits-cnn",)
     workload, drawn = datasets.workload("noisy-digits-cnn" if "noisy-digits-cnn" in offered else offered[0]), []
-    recipe = replace(workload.recipe, epochs=2, batch=64)
+    recipe = replace(workload.recipe, epochs=4, batch=64)  # as many as trainings of a lottery ticket
     few = replace(workload.data(), train=workload.data().train[:64])
     for seed in range(3):
         seeds.clear()
