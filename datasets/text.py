@@ -88,4 +88,4 @@ def load(name: str) -> Data:
     content = verified_bytes(ROOT / name / card["file"], card["sha256"], rebuild=name)
     with np.load(io.BytesIO(content)) as texts:
         splits = (windows(texts[split], card["windows"].get(split)) for split in SPLITS)
-        return Data(name, *splits, classes=len(ALPHABET))
+        return Data(name, *splits, classes=len(ALPHABET))  # type: ignore[arg-type, misc]
