@@ -16,6 +16,7 @@ parts:
       - file: metrics
       - file: techniques
       - file: influences
+      - file: influences-traced
       - file: stacks
 """
 TAIL = """\
