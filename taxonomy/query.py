@@ -44,7 +44,7 @@ class Taxonomy:
     >>> tx = taxonomy.load()
     >>> tx["posit"].kind
     'number-format'
-    >>> tx.find("*prun*").ids()
+    >>> tx.find("magnitude*").ids()
     ['magnitude-pruning']
     >>> tx["posits"]
     Traceback (most recent call last):

@@ -230,7 +230,7 @@ class Paths:
     >>> import datasets
     >>> space, data = datasets.workload("digits-search").space, datasets.load("noisy-digits")
     >>> supernet = Supernet(space)
-    >>> trace = Paths(lambda: uniform(space)).train(supernet, data, Recipe(batch=32), epochs=2, seed=0)
+    >>> trace = Paths(lambda: uniform(space)).train(supernet, data, datasets.Recipe(batch=32), epochs=2, seed=0)
     >>> len(trace)
     26
     """
