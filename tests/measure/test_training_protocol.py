@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from itertools import combinations
 from types import SimpleNamespace
@@ -270,6 +271,29 @@ def test_the_baselines_network_is_finished_and_left_as_it_was():
     assert values["afterwards"]["accuracy"] == datasets.accuracy(again, WORKLOAD.data().test)
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     assert values["baseline"]["training_macs"] == cost["training_macs"]
+
+
+class Watching:
+    """The recipe on a copy, with a loss that needs what a hidden layer gave in this very pass."""
+
+    def train(self, network, data, recipe, teacher=None, *, seed=None):
+        network, seen = deepcopy(network), []
+        network[0].register_forward_hook(lambda layer, inputs, output: seen.append(output))
+
+        def loss(network, x, y):
+            seen.clear()
+            answers = network(x)
+            (hidden,) = seen
+            return functional.cross_entropy(answers, y) + hidden.square().mean()
+
+        return network, replace(recipe, loss=loss).train(network, data, seed=seed)
+
+
+def test_the_meter_disturbs_nothing_that_watches_a_layer():
+    alone, _ = Watching().train(WORKLOAD.network(0), WORKLOAD.data(), WORKLOAD.recipe, seed=0)
+    values = quality(Watching(), "network")["self"]
+    assert values["accuracy"] == datasets.accuracy(alone, WORKLOAD.data().test)
+    assert values["training_macs"] == 3 * 90 * 3 * TEACHER
 
 
 def test_slow_workloads_may_take_the_first_variant_only():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -150,22 +152,33 @@ class _Meter:
         watched: Any = network.layers if hasattr(network, "every") else network
         counts = WeakKeyDictionary({watched: macs})
         items: list[int] = []
-        counting_now = False
+
+        def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            # a copy need not be as wide; it is counted before it computes, so that nothing it keeps of a pass is lost
+            if torch.is_grad_enabled() and module not in counts and watched is network:
+                with _unhooked(module):
+                    counts[module] = counting.macs(module, one_item(workload))
 
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-            nonlocal counting_now
-            if counting_now:
-                return
-            learns = torch.is_grad_enabled()
-            if learns and module not in counts and watched is network:  # a copy, which need not be as wide
-                counting_now = True
-                counts[module] = counting.macs(module, one_item(workload))
-                counting_now = False
             items.append(len(inputs[0]))
-            self.macs += items[-1] * counts.get(module, macs) * (BACKWARD if learns else 1)
+            self.macs += items[-1] * counts.get(module, macs) * (BACKWARD if torch.is_grad_enabled() else 1)
 
+        watched.register_forward_pre_hook(look)
         watched.register_forward_hook(hook)
         return items
+
+
+@contextmanager
+def _unhooked(network: nn.Module) -> Iterator[None]:
+    """Nothing that watches the network's layers sees what it computes meanwhile."""
+    kept = [(layer, layer._forward_pre_hooks, layer._forward_hooks) for layer in network.modules()]
+    for layer, *_ in kept:
+        layer._forward_pre_hooks, layer._forward_hooks = OrderedDict(), OrderedDict()
+    try:
+        yield
+    finally:
+        for layer, layer._forward_pre_hooks, layer._forward_hooks in kept:
+            pass
 
 
 @cache
