@@ -172,13 +172,13 @@ class _Meter:
 def _unhooked(network: nn.Module) -> Iterator[None]:
     """Nothing that watches the network's layers sees what it computes meanwhile."""
     kept = [(layer, layer._forward_pre_hooks, layer._forward_hooks) for layer in network.modules()]
-    for layer, *_ in kept:
+    for layer, _, _ in kept:
         layer._forward_pre_hooks, layer._forward_hooks = OrderedDict(), OrderedDict()
     try:
         yield
     finally:
-        for layer, layer._forward_pre_hooks, layer._forward_hooks in kept:
-            pass
+        for layer, before, after in kept:
+            layer._forward_pre_hooks, layer._forward_hooks = before, after
 
 
 @cache
