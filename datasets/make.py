@@ -214,19 +214,33 @@ def latency() -> None:
     """Time the networks of the search space and their operations, each in five processes; some minutes."""
     from datasets.workloads.digits_latency import PROCESSES
 
+    columns = ["of", "first", "second", "third", "width", "norm"]
+    _timed("digits-latency", "datasets.workloads.digits_latency", columns, PROCESSES, below="\ndigits-latency")
+
+
+def ratios() -> None:
+    """Time the parts of the pruned networks, each in five processes; half a minute."""
+    from datasets.workloads.noisy_digits_ratios import PROCESSES
+
+    columns = ["part", "read", "made"]
+    _timed("noisy-digits-ratios", "datasets.workloads.noisy_digits_ratios", columns, PROCESSES)
+
+
+def _timed(id: str, module: str, columns: list[str], processes: int, below: str | None = None) -> None:
+    """Commit a table of what a module prints, line by line, in so many processes: what was timed, seconds."""
     table: dict[str, list[str]] = {}
-    for _ in range(PROCESSES):
+    for _ in range(processes):
         lines = subprocess.run(
-            [sys.executable, "-m", "datasets.workloads.digits_latency"], check=True, capture_output=True, text=True
+            [sys.executable, "-m", module], check=True, capture_output=True, text=True
         ).stdout.splitlines()
         for line in lines:
             what, _, seconds = line.rpartition(",")
             table.setdefault(what, []).append(seconds)
-    header = ",".join(["of", "first", "second", "third", "width", "norm", *(f"seconds_{i}" for i in range(PROCESSES))])
+    header = ",".join([*columns, *(f"seconds_{i}" for i in range(processes))])
     content = "\n".join([header, *(",".join([what, *times]) for what, times in table.items()), ""]).encode()
-    file = ROOT / "workloads" / read_card("workloads")["digits-latency"]["file"]
+    file = ROOT / "workloads" / read_card("workloads")[id]["file"]
     file.write_bytes(content)
-    _stamp(file.parent / "card.yml", "sha256", hashlib.sha256(content).hexdigest(), below="\ndigits-latency")
+    _stamp(file.parent / "card.yml", "sha256", hashlib.sha256(content).hexdigest(), below=below or id)
     print(f"{file}: {len(table)} rows")
 
 
@@ -296,7 +310,7 @@ TARGETS = {
     "mnist": mnist, "digits": digits, "noisy-digits": noisy_digits, "japanese-vowels": japanese_vowels,
     "shakespeare": shakespeare, "milton": milton,
     "photographs": photographs, "speech": speech, "silero-vad": silero_vad, "weights": weights, "search": search,
-    "latency": latency,
+    "latency": latency, "ratios": ratios,
 }  # fmt: skip
 
 

@@ -18,7 +18,8 @@ __all__ = [
 NETWORKS = ("digits-mlp", "mnist-cnn", "noisy-digits-cnn", "vowels-gru", "shakespeare-transformer")
 TRAINED_ELSEWHERE = ("efficientnet-lite0", "silero-vad")
 ADAPTED = ("milton-transformer",)
-WORKLOADS = (*NETWORKS, *ADAPTED, *TRAINED_ELSEWHERE, "digits-search", "digits-bits", "gemm-tiles")
+SEARCHES = ("digits-search", "digits-bits", "noisy-digits-ratios", "gemm-tiles")
+WORKLOADS = (*NETWORKS, *ADAPTED, *TRAINED_ELSEWHERE, *SEARCHES)
 
 
 @cache
