@@ -122,8 +122,8 @@ class AutomatedPruning:
     Adapted. NetAdapt trains each proposal a little, and AMC refits its layers; here batch norms are estimated anew and
     no weight is trained before the end. NetAdapt's step is what is left to save over the rounds that its evaluations
     pay for; where no layer alone can save a step, all are narrowed a little. AMC's agent is a DDPG of continuous
-    actions and hundreds of episodes, which sees sizes of layers; this one is much smaller: an LSTM over the given
-    shares, trained by REINFORCE on tens of candidates. Energy-aware pruning removes single weights and refits each
+    actions that is told the features of each layer; this one is much smaller: an LSTM over the given shares, trained by
+    REINFORCE on tens of candidates. Energy-aware pruning removes single weights and refits each
     layer at once; only its order of layers and its rule of when to stop are here.
 
     Source: Yang et al. 2018, algorithm 1; He et al. 2018; Yang, Chen and Sze 2017.
