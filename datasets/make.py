@@ -17,7 +17,9 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -198,15 +200,26 @@ def search() -> None:
     """Train every network of the search space with three seeds, and commit what became of them; ten minutes."""
     from datasets.workloads.digits_search import table
 
-    rows = list(table())
+    _write_table("digits-search", table())
+
+
+def scaling() -> None:
+    """Train one network at every depth, width and resolution with three seeds, and commit the table; 15 minutes."""
+    from datasets.workloads.mnist_scaling import table
+
+    _write_table("mnist-scaling", table())
+
+
+def _write_table(card: str, rows: Iterable[dict[str, Any]]) -> None:
+    rows = list(rows)
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, rows[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     content = buffer.getvalue().encode()
-    file = ROOT / "workloads" / read_card("workloads")["digits-search"]["file"]
+    file = ROOT / "workloads" / read_card("workloads")[card]["file"]
     file.write_bytes(content)
-    _stamp(file.parent / "card.yml", "sha256", hashlib.sha256(content).hexdigest(), below="digits-search")
+    _stamp(file.parent / "card.yml", "sha256", hashlib.sha256(content).hexdigest(), below=card)
     print(f"{file}: {len(rows)} networks")
 
 
@@ -310,7 +323,7 @@ TARGETS = {
     "mnist": mnist, "digits": digits, "noisy-digits": noisy_digits, "japanese-vowels": japanese_vowels,
     "shakespeare": shakespeare, "milton": milton,
     "photographs": photographs, "speech": speech, "silero-vad": silero_vad, "weights": weights, "search": search,
-    "latency": latency, "ratios": ratios,
+    "scaling": scaling, "latency": latency, "ratios": ratios,
 }  # fmt: skip
 
 
