@@ -17,7 +17,7 @@ __all__ = [
 
 NETWORKS = ("digits-mlp", "mnist-cnn", "noisy-digits-cnn", "vowels-gru", "shakespeare-transformer")
 TRAINED_ELSEWHERE = ("efficientnet-lite0", "silero-vad")
-ADAPTED = ("milton-transformer",)
+ADAPTED = ("milton-transformer", "new-speakers-gru")
 WORKLOADS = (*NETWORKS, *ADAPTED, *TRAINED_ELSEWHERE, "digits-search", "digits-bits", "gemm-tiles")
 
 
