@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -94,25 +93,3 @@ def test_both_run_the_same_items(batch):
     assert contest.work == ITEMS and contest.contestants.keys() == {"self", "baseline"}
     for call in contest.contestants.values():
         call()
-
-
-def test_a_technique_that_draws_is_given_each_seed():
-    @dataclass(frozen=True)
-    class Drawing:
-        threshold: float = 0.5
-        seed: int = 0
-
-        def apply(self, network, data):
-            class Module(nn.Module):
-                def forward(module, x):
-                    return network(x), torch.full((len(x),), 10.0 + self.seed)
-
-            return Module()
-
-    technique = SimpleNamespace(settings={"seeds": 3})
-    assert [trial.seed for trial in protocol.trials(technique, {}, WORKLOAD) if not trial.timing] == [0, 1, 2]
-    costs = [
-        protocol.quality(Case(SimpleNamespace(settings=settings), {}, Drawing(), WORKLOAD, {}, 2))["self"]["macs"]
-        for settings in ({"seeds": 3}, {})
-    ]
-    assert costs == [12, 10]

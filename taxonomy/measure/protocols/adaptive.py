@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,8 +27,7 @@ class AdaptiveProtocol(Protocol):
     the choice of items is worth, at equal cost. Its accuracy is the expected one, each exit's own in proportion to
     those who leave there, so nothing is drawn. Where the technique offers `at_random(seed)`, that is `random`. A module
     that offers `figures()` adds its own, of `self` and `baseline`, after it has run. A technique's settings may name
-    the variants that are `timed`, and how many `seeds` there are where the technique itself draws (its field `seed`);
-    without, there is one. Energy is that of the multiply-accumulates alone, in FP32.
+    the variants that are `timed`. Energy is that of the multiply-accumulates alone, in FP32.
     """
 
     kind = "adaptive"
@@ -38,13 +36,11 @@ class AdaptiveProtocol(Protocol):
 
     def trials(self, technique: Any, variant: Mapping[str, Any], workload: Any) -> list[Trial]:
         timed = BATCHES if is_timed(technique, variant) else ()
-        quality = [Trial(seed=seed) for seed in range(getattr(technique, "settings", {}).get("seeds", 1))]
-        return [*quality, *(Trial({"batch": b}, seed, timing=True) for b in timed for seed in range(REPETITIONS))]
+        return [Trial(), *(Trial({"batch": b}, seed, timing=True) for b in timed for seed in range(REPETITIONS))]
 
     def quality(self, case: Case) -> Values:
         data, static = case.workload.data(), case.workload.trained()
-        draws = "seeds" in case.technique.settings
-        module = (replace(case.subject, seed=case.seed) if draws else case.subject).apply(case.workload.trained(), data)
+        module = case.subject.apply(case.workload.trained(), data)
         x, y = torch.tensor(data.test.x), torch.tensor(data.test.y)
         with torch.no_grad():
             logits, cost = module(x)
