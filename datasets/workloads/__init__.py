@@ -17,7 +17,7 @@ __all__ = [
 
 NETWORKS = ("digits-mlp", "mnist-cnn", "noisy-digits-cnn", "vowels-gru", "shakespeare-transformer")
 TRAINED_ELSEWHERE = ("efficientnet-lite0", "silero-vad")
-ADAPTED = ("milton-transformer",)
+ADAPTED = ("milton-transformer", "new-speakers-gru")
 SEARCHES = ("digits-search", "digits-bits", "noisy-digits-ratios", "mnist-scaling", "gemm-tiles")
 WORKLOADS = (*NETWORKS, *ADAPTED, *TRAINED_ELSEWHERE, *SEARCHES)
 

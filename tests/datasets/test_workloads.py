@@ -38,6 +38,16 @@ def test_baseline_accuracy(name, low, high):
     assert sum(p.numel() for p in student.parameters()) < sum(p.numel() for p in network.parameters()) / 4
 
 
+def test_three_speakers_are_new_to_the_network_that_adapts():
+    workload = datasets.workload("new-speakers-gru")
+    network, test = workload.network(), workload.data().test
+    known = test.y < 6
+    assert network.training and accuracy(network, test[known]) > 0.93 and accuracy(network, test[~known]) == 0
+    assert workload.data() is datasets.workload("vowels-gru").data()
+    again = workload.network(3)
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
+
+
 def test_every_call_of_trained_is_a_fresh_copy():
     workload = datasets.workload("digits-mlp")
     spoilt = workload.trained()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -256,12 +257,16 @@ def _products(network: Any, steps: int, new: int) -> int:
     return counting.macs(_Step(network, steps), torch.zeros(1, new))
 
 
-def _trained(network: Any, data: Any, seed: int) -> nn.Module:
-    """A network of the same class with one narrow layer, after four passes through the training windows."""
+@lru_cache(maxsize=16)
+def _trained(network: Any, data: Any, width: int, seed: int) -> nn.Module:
+    """A network of the same class with one narrow layer, after four passes through the training windows.
+
+    Remembered, because drafts of all lengths share it; not to be changed.
+    """
     x, y, epochs, batch = torch.tensor(data.train.x), torch.tensor(data.train.y), 4, 16
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
-        draft = network(data.classes, width=32, layers=1, heads=2, hidden=128)
+        draft = network(data.classes, width=width, layers=1, heads=2, hidden=4 * width)
         optimizer = torch.optim.AdamW(draft.parameters(), weight_decay=0.01)
         steps = epochs * -(-len(y) // batch)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.005, steps, pct_start=0.2)
@@ -292,6 +297,8 @@ class SpeculativeDecoding:
         Counts of the training text, or a transformer of one narrow layer that is trained on it.
     order : int
         Of the n-gram: tokens that a probability sees, itself included; 1 knows only how frequent each is.
+    width : int
+        Of the network that drafts, a multiple of four: two heads, and pairs of numbers in each.
     seed : int
         Of what is drawn, and of the network that drafts.
 
@@ -313,6 +320,7 @@ class SpeculativeDecoding:
     gamma: int = 3
     draft: str = "n-gram"
     order: int = 3
+    width: int = 32
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -321,6 +329,8 @@ class SpeculativeDecoding:
         for name in ("gamma", "order"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a positive integer, got {getattr(self, name)}")
+        if self.width < 4 or self.width % 4:
+            raise ValueError(f"width: expected a positive multiple of 4, got {self.width}")
 
     def apply(self, network: nn.Module, data: Any) -> SpeculativeDecoder:
         """The network with its draft, which is made from ``data.train``.
@@ -342,5 +352,6 @@ class SpeculativeDecoding:
             text = torch.cat([torch.tensor(data.train.x).flatten().long(), torch.tensor(data.train.y[-1:])])
             draft: nn.Module = NGram(text, data.classes, self.order)
         else:
-            draft = _trained(type(network), data, self.seed)
+            kind: Any = type(network)
+            draft = copy.deepcopy(_trained(kind, data, self.width, self.seed))
         return SpeculativeDecoder(copy.deepcopy(network), draft, self.gamma, self.seed).eval()

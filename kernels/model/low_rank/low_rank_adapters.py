@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernels.model.transform import constrain
+from kernels.model.transform import constrain, layer_weights
 
 __all__ = ["BiasesAlone", "LowRankAdapters", "LowRankDelta", "NothingLearned", "adapter_weights"]
 
@@ -60,8 +60,9 @@ class LowRankAdapters:
     alpha : float
         Scales the change, so that the rate of learning can stay when r changes.
     layers : str
-        Names of the linear layers that are adapted, the last part of their paths, separated by spaces: here all of
-        attention and of the feedforward parts; ``"q v"``, queries and values, is the paper's choice for large networks.
+        Names of the linear and recurrent layers that are adapted, the last part of their paths, separated by spaces:
+        here all of attention and of the feedforward parts, and the gates of a recurrent layer; ``"q v"``, queries and
+        values, is the paper's choice for large networks.
 
     Source
     ------
@@ -78,7 +79,7 @@ class LowRankAdapters:
 
     rank: int = 4
     alpha: float = 16.0
-    layers: str = "q k v o 0 2"
+    layers: str = "q k v o 0 2 gru classifier"
 
     def __post_init__(self) -> None:
         if not (isinstance(self.rank, int) and self.rank >= 1):
@@ -86,7 +87,7 @@ class LowRankAdapters:
         if not self.alpha > 0:
             raise ValueError(f"alpha: expected a positive number, got {self.alpha}")
         if not self.layers.split():
-            raise ValueError("layers: expected names of linear layers, got none")
+            raise ValueError("layers: expected names of linear or recurrent layers, got none")
 
     def adapted(self, network: nn.Module, seed: int = 0) -> nn.Module:
         """A copy of `network` that is frozen but for new adapters, and computes what `network` does.
@@ -94,22 +95,23 @@ class LowRankAdapters:
         Raises
         ------
         TypeError, ValueError
-            If `network` is no module, no linear layer has such a name, or one is too small for the rank; the message
-            names it.
+            If `network` is no module, no linear or recurrent layer has such a name, or one is too small for the rank;
+            the message names it.
         """
         network, random = _frozen(network), torch.Generator().manual_seed(seed)
         names = self.layers.split()
         found = [(name, layer) for name, layer in network.named_modules() if name.rpartition(".")[2] in names]
-        chosen = [(name, layer) for name, layer in found if isinstance(layer, nn.Linear)]
+        chosen = [(name, layer) for name, layer in found if isinstance(layer, nn.Linear | nn.RNNBase)]
         if not chosen:
             raise ValueError(
-                f"layers: expected names of linear layers of {type(network).__name__}, got {self.layers!r}"
+                f"layers: expected names of linear or recurrent layers of {type(network).__name__}, got {self.layers!r}"
             )
         for name, layer in chosen:
-            if self.rank > min(layer.weight.shape):
-                raise ValueError(f"{name}: expected a rank of at most {min(layer.weight.shape)}, got {self.rank}")
-            rows, columns = layer.weight.shape
-            constrain(layer, "weight", LowRankDelta(rows, columns, self.rank, self.alpha, random))
+            for _, weight in list(layer_weights(layer)):
+                rows, columns = getattr(layer, weight).shape
+                if self.rank > min(rows, columns):
+                    raise ValueError(f"{name}: expected a rank of at most {min(rows, columns)}, got {self.rank}")
+                constrain(layer, weight, LowRankDelta(rows, columns, self.rank, self.alpha, random))
         return network
 
     def train(

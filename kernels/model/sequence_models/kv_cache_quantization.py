@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from math import gcd
 from typing import Any
 
 import torch
@@ -13,15 +14,15 @@ from kernels import counting
 from kernels.model.sequence_models.attention import CausalAttention, attentions, continues_text
 from kernels.model.sequence_models.decoding import advance
 
-__all__ = ["KvCacheQuantization", "Packed", "QuantizedCache", "QuantizedNetwork", "quantize"]
+__all__ = ["KvCacheQuantization", "Packed", "QuantizedCache", "QuantizedNetwork", "packed", "quantize", "unpacked"]
 
 SCALE_BITS = 16
-BITS = (2, 4, 8)
+BITS = (1, 2, 3, 4, 8)
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Codes of few bits, several to a byte, with the scale and the least value of each group, in FP16.
+    """Codes of few bits, one after another in bytes, with the scale and the least value of each group, in FP16.
 
     Attributes
     ----------
@@ -44,9 +45,27 @@ class Packed:
 
     def decode(self) -> Tensor:
         """The rounded numbers, float32."""
-        shifts = torch.arange(0, 8, self.bits, dtype=torch.uint8)
-        codes = (self.codes[..., None] >> shifts) & (2**self.bits - 1)
-        return codes.flatten(-2) * self.scale.float() + self.least.float()
+        return unpacked(self.codes, self.bits) * self.scale.float() + self.least.float()
+
+
+def packed(codes: Tensor, bits: int) -> Tensor:
+    """Codes of so many bits, uint8, one after another, eight bits to a byte, the lowest first.
+
+    Examples
+    --------
+    >>> packed(torch.tensor([1, 2, 3, 0, 0, 0, 0, 4], dtype=torch.uint8), 3)
+    tensor([209,   0, 128], dtype=torch.uint8)
+    """
+    alone = (codes[..., None] >> torch.arange(bits, dtype=torch.uint8)) & 1
+    places = torch.arange(8, dtype=torch.uint8)
+    return (alone.flatten(-2).unflatten(-1, (-1, 8)) << places).sum(-1, dtype=torch.uint8)
+
+
+def unpacked(numbers: Tensor, bits: int) -> Tensor:
+    """The codes that `packed` was given."""
+    alone = (numbers[..., None] >> torch.arange(8, dtype=torch.uint8)) & 1
+    places = torch.arange(bits, dtype=torch.uint8)
+    return (alone.flatten(-2).unflatten(-1, (-1, bits)) << places).sum(-1, dtype=torch.uint8)
 
 
 def quantize(x: Tensor, bits: int, dim: int) -> Packed:
@@ -58,8 +77,8 @@ def quantize(x: Tensor, bits: int, dim: int) -> Packed:
     Parameters
     ----------
     x : Tensor
-        The last axis a multiple of the codes in a byte.
-    bits : {2, 4, 8}
+        The last axis such that its codes fill bytes.
+    bits : {1, 2, 3, 4, 8}
     dim : int
         The axis that shares a scale.
 
@@ -76,8 +95,7 @@ def quantize(x: Tensor, bits: int, dim: int) -> Packed:
     scale = ((x.amax(dim, keepdim=True) - least) / (2**bits - 1)).half()
     steps = (x - least.float()) / scale.float().clamp_min(torch.finfo(torch.half).tiny)
     codes = steps.round().clamp(0, 2**bits - 1).to(torch.uint8)
-    shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
-    return Packed((codes.unflatten(-1, (-1, 8 // bits)) << shifts).sum(-1, dtype=torch.uint8), scale, least, bits)
+    return Packed(packed(codes, bits), scale, least, bits)
 
 
 class QuantizedCache:
@@ -223,7 +241,7 @@ class KvCacheQuantization:
 
     Parameters
     ----------
-    bits : {2, 4, 8}
+    bits : {1, 2, 3, 4, 8}
         b.
     residual : int
         Keys that are rounded together, and values that stay whole.
@@ -271,10 +289,9 @@ class KvCacheQuantization:
             message names the layer.
         """
         for name, attention in attentions(network):
-            if attention.head_width % (8 // self.bits):
-                raise ValueError(
-                    f"{name}: expected heads of a multiple of {8 // self.bits} numbers, got {attention.head_width}"
-                )
+            if attention.head_width * self.bits % 8:
+                several, width = 8 // gcd(8, self.bits), attention.head_width
+                raise ValueError(f"{name}: expected heads of a multiple of {several} numbers, got {width}")
         return QuantizedNetwork(continues_text(network), self).eval()
 
     def rounded(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -165,11 +166,23 @@ def test_figures_are_of_what_ran_and_longer_contexts_draft_better():
     assert all(torch.equal(network.state_dict()[name], value) for name, value in before.items())
 
 
+def test_a_network_that_drafts_has_the_width_it_is_told_and_is_trained_once():
+    data = WORKLOAD.data()
+    few = replace(data, train=data.train[:64])
+    one, other = (SpeculativeDecoding(gamma, "network", width=8).apply(WORKLOAD.trained(), few) for gamma in (1, 2))
+    assert one.draft.embedding.embedding_dim == 8 and len(one.draft.layers) == 1
+    weights = [each.draft.state_dict() for each in (one, other)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    one.draft.head.weight.data.zero_()
+    assert SpeculativeDecoding(1, "network", width=8).apply(WORKLOAD.trained(), few).draft.head.weight.abs().sum() > 0
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         ({"gamma": 0}, "gamma: expected a positive integer, got 0"),
         ({"order": 0}, "order: expected a positive integer"),
+        ({"width": 6}, "width: expected a positive multiple of 4, got 6"),
         ({"draft": "oracle"}, "draft: expected one of n-gram, network, got 'oracle'"),
     ],
 )

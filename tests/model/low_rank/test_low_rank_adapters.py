@@ -133,16 +133,36 @@ def test_the_transformer_comes_closer_to_milton():
     assert bits[1] < bits[0] - 0.02
 
 
+def test_a_recurrent_layer_learns_a_change_of_low_rank_and_merges_it():
+    workload = datasets.workload("new-speakers-gru")
+    network, data, x = workload.network(), workload.data(), torch.tensor(workload.data().validation.x[:8])
+    block = LowRankAdapters(rank=2)
+    assert torch.equal(block.adapted(network)(x), network(x))
+    learned = 2 * (192 + 12) + 2 * (192 + 64) + 2 * (9 + 64)
+    assert sum(p.numel() for p in block.adapted(network).parameters() if p.requires_grad) == learned
+    adapted, _ = block.train(network, data, replace(workload.recipe, epochs=4), seed=0)
+    merged = bake(adapted)
+    assert type(merged.gru) is nn.GRU and torch.equal(merged(x), adapted(x))
+    for name in ("weight_ih_l0", "weight_hh_l0"):
+        change = getattr(merged.gru, name) - getattr(network.gru, name)
+        assert torch.linalg.matrix_rank(change.detach(), atol=1e-5) == 2
+    assert torch.equal(merged.gru.bias_hh_l0, network.gru.bias_hh_l0)
+    before, after = (datasets.accuracy(each, data.validation) for each in (network, merged))
+    assert before < 0.7 < after
+
+
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="rank: expected a positive integer, got 0"):
         LowRankAdapters(0)
     with pytest.raises(ValueError, match="alpha: expected a positive number, got 0"):
         LowRankAdapters(alpha=0)
-    with pytest.raises(ValueError, match="layers: expected names of linear layers, got none"):
+    with pytest.raises(ValueError, match="layers: expected names of linear or recurrent layers, got none"):
         LowRankAdapters(layers=" ")
-    with pytest.raises(ValueError, match="linear layers of Sequential, got 'q v'"):
+    with pytest.raises(ValueError, match="linear or recurrent layers of Sequential, got 'q v'"):
         LowRankAdapters(layers="q v").adapted(line())
     with pytest.raises(ValueError, match="2: expected a rank of at most 3, got 4"):
         LowRankAdapters(rank=4, layers="0 2").adapted(line())
+    with pytest.raises(ValueError, match="gru: expected a rank of at most 12, got 16"):
+        LowRankAdapters(rank=16).adapted(datasets.workload("vowels-gru").network())
     with pytest.raises(TypeError, match="network: expected a torch"):
         LowRankAdapters().adapted("network")

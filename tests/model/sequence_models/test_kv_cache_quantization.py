@@ -13,7 +13,13 @@ import datasets
 from datasets.workloads.transformer import Transformer
 from kernels import counting
 from kernels.model.sequence_models.decoding import Cache, advance
-from kernels.model.sequence_models.kv_cache_quantization import KvCacheQuantization, QuantizedCache, quantize
+from kernels.model.sequence_models.kv_cache_quantization import (
+    KvCacheQuantization,
+    QuantizedCache,
+    packed,
+    quantize,
+    unpacked,
+)
 from kernels.model.sequence_models.shared_key_value_heads import SharedKeyValueHeads
 
 WORKLOAD = datasets.workload("shakespeare-transformer")
@@ -28,7 +34,7 @@ def small(heads=2):
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from([2, 4, 8]), st.sampled_from([-1, -2]))
+@given(st.integers(0, 10**6), st.sampled_from([1, 2, 3, 4, 8]), st.sampled_from([-1, -2]))
 def test_every_number_becomes_the_nearest_of_its_groups_grid(seed, bits, dim):
     x = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(seed))
     packed = quantize(x, bits, dim)
@@ -43,11 +49,20 @@ def test_every_number_becomes_the_nearest_of_its_groups_grid(seed, bits, dim):
         assert nearest.max() <= scale.item() / 2 + 2**-9 * np.abs(numbers).max()
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
 def test_codes_fill_their_bytes(bits):
     packed = quantize(torch.randn(2, 4, 16, 8), bits, -2)
     assert packed.codes.numel() == 2 * 4 * 16 * 8 * bits // 8 and packed.codes.dtype == torch.uint8
     assert packed.nbytes == packed.codes.numel() + 2 * 2 * (2 * 4 * 8)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_bytes_are_those_of_numpy_and_give_every_code_back(bits):
+    codes = torch.arange(2**bits, dtype=torch.uint8).repeat(8).view(8, -1).T.contiguous()
+    alone = np.unpackbits(codes.numpy()[..., None], axis=-1, count=bits, bitorder="little")
+    expected = np.packbits(alone.reshape(len(codes), -1), axis=-1, bitorder="little")
+    assert np.array_equal(packed(codes, bits).numpy(), expected)
+    assert torch.equal(unpacked(packed(codes, bits), bits), codes)
 
 
 def test_constant_and_zero_groups_stay_what_they_are():
@@ -56,7 +71,9 @@ def test_constant_and_zero_groups_stay_what_they_are():
         assert torch.equal(quantize(x, 2, -1).decode(), x)
 
 
-@pytest.mark.parametrize("options", [{}, {"bits": 4}, {"residual": 5}, {"key_axis": "step"}, {"residual": 1}])
+@pytest.mark.parametrize(
+    "options", [{}, {"bits": 4}, {"bits": 3}, {"bits": 1}, {"residual": 5}, {"key_axis": "step"}, {"residual": 1}]
+)
 @pytest.mark.parametrize("groups", [2, 1])
 def test_one_pass_gives_the_numbers_of_the_decoder_that_keeps_packed_bytes(options, groups):
     network = SharedKeyValueHeads(groups).convert(small())
@@ -126,8 +143,8 @@ def test_the_trained_network_stays_as_it_was_and_costs_are_those_of_decoding():
 
 
 def test_mistakes_are_named():
-    with pytest.raises(ValueError, match=r"bits: expected one of \(2, 4, 8\), got 3"):
-        KvCacheQuantization(3)
+    with pytest.raises(ValueError, match=r"bits: expected one of \(1, 2, 3, 4, 8\), got 5"):
+        KvCacheQuantization(5)
     with pytest.raises(ValueError, match="residual: expected a positive number of steps, got 0"):
         KvCacheQuantization(residual=0)
     with pytest.raises(ValueError, match="key_axis: expected channel or step"):
