@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -104,7 +105,7 @@ class Ordered:
     """Learns in the order of the training items."""
 
     threshold: float = 0.5
-    taught = []
+    taught: ClassVar[list] = []
 
     def apply(self, network, data):
         self.taught.append(data.train.x[0])
@@ -115,7 +116,7 @@ class Ordered:
 @dataclass(frozen=True)
 class Seeded(Ordered):
     seed: int = 0
-    taught = []
+    taught: ClassVar[list] = []
 
     def apply(self, network, data):
         assert (data.train.x == WORKLOAD.data().train.x).all()
@@ -134,6 +135,12 @@ def test_each_order_is_a_record_and_the_first_is_that_of_the_data():
     first, *others = Ordered.taught
     assert (first == WORKLOAD.data().train.x[0]).all()
     assert not any((first == other).all() for other in others) and not (others[0] == others[1]).all()
+
+
+def test_a_slow_workload_may_be_given_the_first_variant_alone():
+    settings = {"orders": 2, "timed": [], "first_only": ["blobs"]}
+    node = SimpleNamespace(settings=settings, variants=[{"threshold": 0.5}, {"threshold": 0.3}])
+    assert [len(protocol.trials(node, variant, WORKLOAD)) for variant in node.variants] == [2, 0]
 
 
 def test_a_technique_with_a_seed_gets_it_and_so_do_its_peers():

@@ -1,6 +1,7 @@
 """Staleness by reached definitions, on a small house of its own and on this one."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -141,6 +142,6 @@ def test_how_many_records_are_owed_does_not_change_what_one_means():
 
     def now(**settings):
         changed = node.model_copy(update={"settings": {**node.settings, **settings}})
-        return expected(type(tx)([changed]), changed, {"width": 0.5}, "noisy-digits-cnn", {})
+        return expected(replace(tx, techniques={node.id: changed}), changed, {"width": 0.5}, "noisy-digits-cnn", {})
 
     assert now() == now(orders=3, dial=None) != now(timed=[])

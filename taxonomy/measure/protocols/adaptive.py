@@ -33,8 +33,8 @@ class AdaptiveProtocol(Protocol):
     technique give another technique, such as `fixed`, which goes the same way. Energy is that of the
     multiply-accumulates alone, in FP32.
 
-    A technique's settings may name the variants that are `timed`; in how many `orders` it is taught, one where
-    none has a part; and the parameter that is a `dial`, which may be turned while the network runs: one network is
+    A technique's settings may name the variants that are `timed`; workloads, too slow for more, on which the
+    `first_only` is measured; in how many `orders` it is taught, one where none has a part; and the parameter that is a `dial`, which may be turned while the network runs: one network is
     then taught for all its values. The seed is the technique's own where it has one, else it draws the order of the
     training items, which at 0 lie as they are. Timed is the technique as it stands.
     """
@@ -44,6 +44,9 @@ class AdaptiveProtocol(Protocol):
     metrics = ("accuracy", "macs", "parameters", "energy", "latency")
 
     def trials(self, technique: Any, variant: Mapping[str, Any], workload: Any) -> list[Trial]:
+        only = technique.settings.get("first_only", ())
+        if getattr(workload, "id", "") in only and variant != dict(technique.variants[0]):
+            return []
         timed = BATCHES if is_timed(technique, variant) else ()
         seeds = range(technique.settings.get("orders", 1))
         latency = [Trial({"batch": b}, seed, timing=True) for b in timed for seed in range(REPETITIONS)]
