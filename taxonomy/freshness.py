@@ -16,6 +16,9 @@ Measured = schema.Technique | schema.Influence | schema.StackNode
 
 __all__ = ["expected", "is_stale"]
 
+OWED = ("orders", "dial")
+"""Settings that say how many records there are and what they share, not what one of them means."""
+
 
 def expected(
     tx: Taxonomy,
@@ -39,7 +42,7 @@ def _basis(tx: Taxonomy, name: str, workload: str, state: Any) -> str:
     node = next(node for node in tx.nodes if node.id == name)
     settings: Any = {}
     if isinstance(node, schema.Technique):
-        start, version, settings = _reached(tx, node), protocol_version(node.kind), node.settings
+        start, version, settings = _reached(tx, node), protocol_version(node.kind), _conditions(node)
     elif isinstance(node, schema.StackNode):
         start, version = [name for part in node.parts for name in _reached(tx, tx[part])], protocol_version(node.kind)
     else:
@@ -56,6 +59,10 @@ def _basis(tx: Taxonomy, name: str, workload: str, state: Any) -> str:
 def _reached(tx: Taxonomy, node: schema.Technique) -> list[str]:
     baseline = [tx[node.baseline].implementation] if node.baseline in tx else []
     return [node.implementation, *node.reaches, *baseline]
+
+
+def _conditions(node: schema.Technique) -> dict[str, Any]:
+    return {name: value for name, value in node.settings.items() if name not in OWED}
 
 
 def is_stale(tx: Taxonomy, node: Measured, record: Mapping[str, Any], state: Any = None) -> bool:

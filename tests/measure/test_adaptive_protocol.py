@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -32,9 +34,9 @@ WORKLOAD = Workload(
 FIRST, LAST = 6 * 8 + 8 * 3, 6 * 8 + 8 * 3 + 8 * 40 + 40 * 3
 
 
-def case(subject, setting=None, **settings):
+def case(subject, setting=None, seed=0, peers=(), **settings):
     variant = {"threshold": subject.threshold}
-    return Case(SimpleNamespace(settings=settings), variant, subject, WORKLOAD, setting or {}, 0)
+    return Case(SimpleNamespace(settings=settings, peers=peers), variant, subject, WORKLOAD, setting or {}, seed)
 
 
 def test_figures_by_hand():
@@ -85,6 +87,72 @@ def test_variants_that_are_not_timed_say_why():
     timed = protocol.trials(node, {"threshold": 0.1}, WORKLOAD)
     assert [t.setting["batch"] for t in timed if t.timing] == [1] * 5 + [64] * 5
     assert len(protocol.trials(node, {"threshold": 0.3}, WORKLOAD)) == 1
+
+
+class Whole(nn.Module):
+    """The network, which also says under what it was made."""
+
+    def __init__(self, network, first, seed, threshold):
+        super().__init__()
+        self.network, self.first, self.seed, self.threshold = network, first, seed, threshold
+
+    def forward(self, x):
+        return self.network(x), torch.full((len(x),), 1000 * self.threshold + self.seed)
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """Learns in the order of the training items."""
+
+    threshold: float = 0.5
+    taught: ClassVar[list] = []
+
+    def apply(self, network, data):
+        self.taught.append(data.train.x[0])
+        assert sorted(map(tuple, data.train.x)) == sorted(map(tuple, WORKLOAD.data().train.x))
+        return Whole(network, data.train.x[0], 0, self.threshold)
+
+
+@dataclass(frozen=True)
+class Seeded(Ordered):
+    seed: int = 0
+    taught: ClassVar[list] = []
+
+    def apply(self, network, data):
+        assert (data.train.x == WORKLOAD.data().train.x).all()
+        self.taught.append(self.seed)
+        return Whole(network, None, self.seed, self.threshold)
+
+    def fixed(self):
+        return Seeded(self.threshold + 1, self.seed)
+
+
+def test_each_order_is_a_record_and_the_first_is_that_of_the_data():
+    trials = protocol.trials(SimpleNamespace(settings={"orders": 5, "timed": []}), {"threshold": 0.5}, WORKLOAD)
+    assert [(trial.seed, trial.timing) for trial in trials] == [(seed, False) for seed in range(5)]
+    for seed in range(3):
+        protocol.quality(case(Ordered(), seed=seed))
+    first, *others = Ordered.taught
+    assert (first == WORKLOAD.data().train.x[0]).all()
+    assert not any((first == other).all() for other in others) and not (others[0] == others[1]).all()
+
+
+def test_a_slow_workload_may_be_given_the_first_variant_alone():
+    settings = {"orders": 2, "timed": [], "first_only": ["blobs"]}
+    node = SimpleNamespace(settings=settings, variants=[{"threshold": 0.5}, {"threshold": 0.3}])
+    assert [len(protocol.trials(node, variant, WORKLOAD)) for variant in node.variants] == [2, 0]
+
+
+def test_a_technique_with_a_seed_gets_it_and_so_do_its_peers():
+    values = protocol.quality(case(Seeded(), seed=3, peers=("random", "fixed")))
+    assert values.keys() == {"self", "baseline", "fixed"}
+    assert values["self"]["macs"] == 503 and values["fixed"]["macs"] == 1503
+
+
+def test_a_dial_is_turned_on_one_network():
+    before = len(Seeded.taught)
+    found = [protocol.quality(case(Seeded(t), seed=9, dial="threshold"))["self"]["macs"] for t in (0.25, 0.5, 0.75)]
+    assert found == [259, 509, 759] and Seeded.taught[before:] == [9]
 
 
 @pytest.mark.parametrize("batch", [1, 64])

@@ -1,6 +1,7 @@
 """Staleness by reached definitions, on a small house of its own and on this one."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -133,3 +134,14 @@ def test_what_lies_beside_a_table_is_part_of_it(tmp_path):
     assert keys[0] != keys[1]
     (folder / "card.yml").write_text('table: {sha256: "a"}\n')
     assert workload_key("table", root=tmp_path, state="3").endswith('["a"]]')
+
+
+def test_how_many_records_are_owed_does_not_change_what_one_means():
+    tx = taxonomy.load()
+    node = tx["slimmable-network"]
+
+    def now(**settings):
+        changed = node.model_copy(update={"settings": {**node.settings, **settings}})
+        return expected(replace(tx, techniques={node.id: changed}), changed, {"width": 0.5}, "noisy-digits-cnn", {})
+
+    assert now() == now(orders=3, dial=None) != now(timed=[])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,21 @@ from torch.nn.utils import skip_init
 from kernels.chain import links
 from kernels.model.dynamic_inference.learning import learn
 
-__all__ = ["BoostedConv", "BoostedNetwork", "DynamicChannels"]
+__all__ = ["BoostedConv", "BoostedNetwork", "Constant", "DynamicChannels"]
+
+PREDICTORS = ("magnitudes", "standardized", "fixed")
+
+
+class Constant(nn.Module):
+    """Saliencies that are the same for all items."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """From (batch, ...) to (batch, channels)."""
+        return self.bias.expand(len(x), -1)
 
 
 class BoostedConv(nn.Module):
@@ -27,16 +41,20 @@ class BoostedConv(nn.Module):
     norm : nn.BatchNorm2d
     density : float
         The share of the channels that is computed for an item.
+    predictor : {"magnitudes", "standardized", "fixed"}
     """
 
-    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, density: float) -> None:
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, density: float, predictor: str) -> None:
         super().__init__()
         self.conv, self.norm = conv, norm
         self.kept = max(1, math.ceil(density * conv.out_channels))
-        self.saliency = skip_init(nn.Linear, conv.in_channels, conv.out_channels)
-        with torch.no_grad():  # from the start all channels are called for alike: the network as it was trained
-            self.saliency.weight.zero_()
-            self.saliency.bias.fill_(1.0)
+        self.usual = nn.BatchNorm1d(conv.in_channels, affine=False) if predictor == "standardized" else nn.Identity()
+        self.saliency: Any = Constant(conv.out_channels)
+        if predictor != "fixed":
+            self.saliency = skip_init(nn.Linear, conv.in_channels, conv.out_channels)
+            nn.init.kaiming_normal_(self.saliency.weight)
+            nn.init.ones_(self.saliency.bias)
+        with torch.no_grad():
             self.scale = nn.Parameter(norm.weight.detach().clone())
             self.shift = nn.Parameter(norm.bias.detach().clone())
         norm.weight, norm.bias = None, None  # type: ignore[assignment]
@@ -44,7 +62,7 @@ class BoostedConv(nn.Module):
 
     def called(self, x: Tensor) -> Tensor:
         """The saliencies g, (batch, out_channels), all but the largest zero: winners take all."""
-        g = self.saliency(x.abs().mean((2, 3))).relu()
+        g = self.saliency(self.usual(x.abs().mean((2, 3)))).relu()
         largest = g.topk(self.kept, dim=1)
         return torch.zeros_like(g).scatter(1, largest.indices, largest.values)
 
@@ -65,7 +83,7 @@ class BoostedConv(nn.Module):
         winners = g.nonzero()[:, 0]
         weight = self.conv.weight[winners][:, alive]
         y = torch.zeros(1, len(g), *_places(self.conv, x))
-        spent = self.saliency.weight.numel()
+        spent = sum(p.numel() for p in self.saliency.parameters() if p.ndim > 1)
         if len(winners) and len(alive):
             bias = None if self.conv.bias is None else self.conv.bias[winners]
             part = self.conv._conv_forward(x[:, alive], weight, bias)
@@ -150,10 +168,16 @@ class DynamicChannels:
         Updates that teach the predictors, and the network to do with the channels called.
     penalty : float
         Of the mean saliency, which keeps those that are not needed at zero.
+    predictor : {"magnitudes", "standardized", "fixed"}
+        What saliencies are predicted from: s(x); s(x) less its mean over the items, over its spread, so that items
+        differ by as much as they can; nothing, so that Φ falls away, and all items call for the same channels.
+    seed : int
+        Of Φ, and of the order of items.
 
     Source
     ------
     Gao, Zhao, Dudziak, Mullins and Xu, "Dynamic Channel Pruning: Feature Boosting and Suppression", ICLR 2019.
+    Standardized summaries are ours.
 
     Examples
     --------
@@ -168,12 +192,20 @@ class DynamicChannels:
     density: float = 0.5
     steps: int = 400
     penalty: float = 0.01
+    predictor: str = "magnitudes"
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
             raise ValueError(f"density: expected 0 < density <= 1, got {self.density}")
         if self.steps < 0 or not self.penalty >= 0:
             raise ValueError(f"steps, penalty: expected at least 0, got {self.steps} and {self.penalty}")
+        if self.predictor not in PREDICTORS:
+            raise ValueError(f"predictor: expected one of {', '.join(PREDICTORS)}, got {self.predictor!r}")
+
+    def fixed(self) -> DynamicChannels:
+        """The same with saliencies that see nothing: channels are chosen once for all items, and the others removed."""
+        return replace(self, predictor="fixed")
 
     def apply(self, network: nn.Module, data: Any) -> BoostedNetwork:
         """A copy of the network with predicted channels, taught on ``data.train``.
@@ -192,6 +224,18 @@ class DynamicChannels:
             If it has no convolution with norm and rectifier, or one of those is in groups, by its name.
         """
         chain = links(copy.deepcopy(network))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            boosted = BoostedNetwork(self._stages(chain))
+
+        def loss(x: Tensor, y: Tensor) -> Tensor:
+            logits, saliency = boosted.learned(x)
+            return functional.cross_entropy(logits, y) + self.penalty * saliency
+
+        learn(boosted, data, loss, self.steps, self.seed)
+        return boosted.eval()
+
+    def _stages(self, chain: list[nn.Module]) -> list[nn.Module]:
         stages: list[nn.Module] = []
         place = 0
         while place < len(chain):
@@ -199,18 +243,11 @@ class DynamicChannels:
             if isinstance(conv, nn.Conv2d) and [type(m) for m in behind] == [nn.BatchNorm2d, nn.ReLU]:
                 if conv.groups > 1:
                     raise ValueError(f"{place}: expected a convolution in one group, got {conv}")
-                stages.append(BoostedConv(conv, behind[0], self.density))  # type: ignore[arg-type]
+                stages.append(BoostedConv(conv, behind[0], self.density, self.predictor))  # type: ignore[arg-type]
                 place += 3
             else:
                 stages.append(conv)
                 place += 1
         if not any(isinstance(stage, BoostedConv) for stage in stages):
             raise ValueError("network: expected a convolution followed by batch norm and ReLU; there is none")
-        boosted = BoostedNetwork(stages)
-
-        def loss(x: Tensor, y: Tensor) -> Tensor:
-            logits, saliency = boosted.learned(x)
-            return functional.cross_entropy(logits, y) + self.penalty * saliency
-
-        learn(boosted, data, loss, self.steps)
-        return boosted.eval()
+        return stages

@@ -101,6 +101,15 @@ def test_who_is_not_a_number_is_never_sure(network, x):
     assert cost[1] == network.costs[-1] and logits[1].isnan().all() and not logits[[0, 2, 3]].isnan().any()
 
 
+@torch.no_grad()
+def test_at_a_threshold_of_nought_not_even_the_certain_leave():
+    logits = torch.tensor([[1000.0, 0.0]])
+    assert entropy(logits) == 0
+    chain = MultiExit([nn.Identity(), nn.Linear(2, 2)], [nn.Identity()], [1.0, 2.0], threshold=0.0)
+    assert chain(logits)[1] == 2
+    assert at(chain, 1e-9)(logits)[1] == 1
+
+
 def test_apply_is_deterministic_and_leaves_the_network(workload):
     trained = workload.trained()
     before, state = copy.deepcopy(trained.state_dict()), torch.random.get_rng_state()

@@ -44,6 +44,20 @@ def test_widths_share_all_weights_but_the_norms(noisy):
     assert sum(p.numel() for p in slim.parameters() if p.ndim > 1) == weights
 
 
+def test_each_width_has_norms_that_know_its_own_sums(noisy, items):
+    slim = SlimmableNetwork(steps=3).apply(noisy.trained(), noisy.data()).train()
+    norms = [slim.own[width, 4] for width in WIDTHS]
+    assert len({id(p) for norm in norms for p in norm.parameters()}) == 2 * len(WIDTHS)
+    sums = []
+    for width, norm in zip(WIDTHS, norms, strict=True):
+        norm.momentum = 1.0  # remember the last batch alone
+        norm.register_forward_pre_hook(lambda norm, args: sums.append(args[0].detach().mean((0, 2, 3))))
+        slim.at(items, width)
+    for norm, mean in zip(norms, sums, strict=True):
+        torch.testing.assert_close(norm.running_mean, mean)
+        assert norm is norms[0] or not torch.allclose(mean, sums[0][: len(mean)], atol=1e-3)
+
+
 def test_one_update_is_that_of_the_sum_of_all_widths():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
