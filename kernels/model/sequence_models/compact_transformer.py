@@ -20,8 +20,8 @@ from kernels.model.pruning.head_pruning import every_other
 from kernels.model.sequence_models.attention import continues_text, standard
 
 __all__ = [
-    "Bottleneck", "CompactTransformer", "Inside", "attention_divergence", "bottleneck_loss", "inside", "narrowed",
-    "score_distance", "shallow_loss", "thin_loss",
+    "Bottleneck", "CompactTransformer", "Inside", "attention_divergence", "direction", "inside", "narrowed",
+    "score_distance", "scores_and_states", "weights_and_states",
 ]  # fmt: skip
 
 SHAPES = ("shallow", "thin", "bottleneck")
@@ -96,45 +96,32 @@ def _weights(scores: Tensor) -> Tensor:
 # --- what a student is told ------------------------------------------------------------------------------------------
 
 
-def shallow_loss(student: Inside, teacher: Inside, y: Tensor, maps: nn.ModuleList | None = None) -> Tensor:
-    r"""Soft labels, labels, and the direction of the last hidden state.
+def direction(student: Inside, teacher: Inside, maps: nn.ModuleList | None = None) -> Tensor:
+    r"""How far the last hidden states point apart, the mean over steps: :math:`\tfrac17 (1 - \cos(h_S, h_T))`.
 
-    .. math:: L = \tfrac17 \left( 5 \, T^2 \, \mathrm{KL}(p_T(T) \,\|\, p_S(T)) + 2 \, H(y, p_S) +
-        1 - \cos(h_S, h_T) \right), \qquad T = 2
-
-    the mean over all steps of all windows.
-
-    Parameters
-    ----------
-    student, teacher : Inside
-    y : Tensor of shape (batch, steps), int64
-        What follows each step.
-    maps : ignored
+    Beside it stand soft labels at T = 2 and labels, weighted five and two sevenths.
 
     Source
     ------
     Sanh, Debut, Chaumond and Wolf, "DistilBERT, a distilled version of BERT", 2019, section 2, the triple loss; weights
     5, 2 and 1 are those of its published training command.
     """
-    cosine = functional.cosine_similarity(student.hidden[-1], teacher.hidden[-1], dim=-1)
-    return _prediction(student, teacher, y, temperature=2.0, weight=5 / 7) + (1 - cosine).mean() / 7
+    return (1 - functional.cosine_similarity(student.hidden[-1], teacher.hidden[-1], dim=-1)).mean() / 7
 
 
-def thin_loss(student: Inside, teacher: Inside, y: Tensor, maps: Any) -> Tensor:
-    r"""Soft labels, the scores of every head, and hidden states through learned linear maps into the teacher's width.
+def scores_and_states(student: Inside, teacher: Inside, maps: Any) -> Tensor:
+    r"""Scores of every head, and hidden states through learned linear maps into the teacher's width.
 
-    .. math:: L = H(p_T, p_S) + \mathrm{MSE}(E_S W_e, E_T) +
+    .. math:: \mathrm{MSE}(E_S W_e, E_T) +
         \sum_l \left( \frac1h \sum_i \mathrm{MSE}(A_S^{l,i}, A_T^{l,i}) + \mathrm{MSE}(H_S^l W_h, H_T^l) \right)
 
-    with A the scores before softmax of the h heads, E the embedding, H what a layer gives. Instead of the first term
-    the divergence is taken, which differs by what has no gradient.
+    with A the scores before softmax of the h heads, E the embedding, H what a layer gives. Beside it stand soft labels
+    at T = 1, and no labels.
 
     Parameters
     ----------
     student, teacher : Inside
         Of as many layers and heads.
-    y : Tensor of shape (batch, steps), int64
-        What follows each step; has no part.
     maps : nn.ModuleList
         W_e and W_h.
 
@@ -147,35 +134,41 @@ def thin_loss(student: Inside, teacher: Inside, y: Tensor, maps: Any) -> Tensor:
     mapped = [embedding(student.hidden[0]), *(hidden(state) for state in student.hidden[1:])]
     terms = [functional.mse_loss(own, other) for own, other in zip(mapped, teacher.hidden, strict=True)]
     terms += [score_distance(own, other) for own, other in zip(student.scores, teacher.scores, strict=True)]
-    return _prediction(student, teacher, y, temperature=1.0, weight=1.0) + torch.stack(terms).sum()
+    return torch.stack(terms).sum()
 
 
-def bottleneck_loss(student: Inside, teacher: Inside, y: Tensor, maps: nn.ModuleList | None = None) -> Tensor:
-    r"""Labels and soft labels in halves, and layer by layer the hidden state as it is, and where each head looks.
+def weights_and_states(student: Inside, teacher: Inside, maps: nn.ModuleList | None = None) -> Tensor:
+    r"""Layer by layer the hidden state as it is, and where each head looks.
 
-    .. math:: L = \tfrac12 H(y, p_S) + \tfrac12 \mathrm{KL}(p_T \,\|\, p_S) +
-        \sum_l \left( \mathrm{MSE}(H_S^l, H_T^l) + \frac1{hn} \sum_{i, t} \mathrm{KL}(a_T^{l,i,t} \,\|\, a_S^{l,i,t})
-        \right)
+    .. math:: \sum_l \left( \mathrm{MSE}(H_S^l, H_T^l) +
+        \frac1{hn} \sum_{i, t} \mathrm{KL}(a_T^{l,i,t} \,\|\, a_S^{l,i,t}) \right)
 
-    with a the weights after softmax of head i at step t of n.
+    with a the weights after softmax of head i at step t of n. Beside it stand soft labels at T = 1 and labels, in
+    halves.
 
     Parameters
     ----------
     student, teacher : Inside
         Of as many layers, heads, and hidden states of one width.
-    y : Tensor of shape (batch, steps), int64
-        What follows each step.
-    maps : ignored
 
     Source
     ------
     Sun et al., "MobileBERT: a Compact Task-Agnostic BERT for Resource-Limited Devices", 2020, section 3: feature map
-    transfer, attention transfer and distillation, here all at once.
+    transfer and attention transfer.
     """
     states = zip(student.hidden[1:], teacher.hidden[1:], strict=True)
     terms = [functional.mse_loss(own, other) for own, other in states]
     terms += [attention_divergence(own, other) for own, other in zip(student.scores, teacher.scores, strict=True)]
-    return _prediction(student, teacher, y, temperature=1.0, weight=0.5) + torch.stack(terms).sum()
+    return torch.stack(terms).sum()
+
+
+INSIDES: dict[str, Callable[..., Tensor]] = {
+    "shallow": direction,
+    "thin": scores_and_states,
+    "bottleneck": weights_and_states,
+}
+ANSWERS = {"shallow": (2.0, 5 / 7), "thin": (1.0, 1.0), "bottleneck": (1.0, 0.5)}
+"""Temperature of the soft labels, and their share; the rest is the labels'."""
 
 
 def score_distance(student: Tensor, teacher: Tensor) -> Tensor:
@@ -214,19 +207,6 @@ def attention_divergence(student: Tensor, teacher: Tensor) -> Tensor:
     return (other.exp() * (other - own)).sum(-1).mean() / student.shape[-1]
 
 
-def _prediction(student: Inside, teacher: Inside, y: Tensor, temperature: float, weight: float) -> Tensor:
-    """Soft labels at every step."""
-    logits, targets = student.logits.flatten(0, 1), teacher.logits.flatten(0, 1)
-    return soft_label_loss(logits, targets, y.flatten(), temperature, weight)
-
-
-LOSSES: dict[str, Callable[..., Tensor]] = {
-    "shallow": shallow_loss,
-    "thin": thin_loss,
-    "bottleneck": bottleneck_loss,
-}
-
-
 def _following(x: Tensor, y: Tensor) -> Tensor:
     """What follows each step of a window: the next one, and the label after the last."""
     return torch.cat([x[:, 1:].long(), y[:, None]], 1)
@@ -234,14 +214,24 @@ def _following(x: Tensor, y: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Lesson:
+    """Soft labels at every step, and `weight` times what is inside."""
+
     teacher: nn.Module
     shape: str
+    weight: float
 
     def __call__(self, network: Any, x: Tensor, y: Tensor) -> Tensor:
-        own = inside(network.student, x)
+        look = inside if self.weight else _answers
+        own = look(network.student, x)
         with torch.no_grad():
-            other = inside(self.teacher, x)
-        return LOSSES[self.shape](own, other, _following(x, y), network.helpers)
+            other = look(self.teacher, x)
+        logits, targets = own.logits.flatten(0, 1), other.logits.flatten(0, 1)
+        loss = soft_label_loss(logits, targets, _following(x, y).flatten(), *ANSWERS[self.shape])
+        return loss + self.weight * INSIDES[self.shape](own, other, network.helpers) if self.weight else loss
+
+
+def _answers(network: Any, x: Tensor) -> Inside:
+    return Inside(network.every(x), [], [])
 
 
 @dataclass(frozen=True)
@@ -254,7 +244,7 @@ class _Smoothed:
 # --- students --------------------------------------------------------------------------------------------------------
 
 
-def narrowed(part: nn.Module, factor: int) -> nn.Module:
+def narrowed(part: Any, factor: int) -> Any:
     """A part of a transformer with a `factor`-th of every width but as many heads, drawn anew; `part` may change.
 
     Examples
@@ -294,7 +284,7 @@ class Bottleneck(nn.Module):
 
     Source
     ------
-    Sun et al., "MobileBERT", 2020, sections 3.1 and 3.2. Adapted: norms come first, as in the network; all of attention
+    Sun et al., "MobileBERT", 2020, section 3. Adapted: norms come first, as in the network; all of attention
     is thin.
     """
 
@@ -315,19 +305,22 @@ class Bottleneck(nn.Module):
 class CompactTransformer:
     r"""Train a smaller transformer in place of the one given, with the trained one as its teacher.
 
-    .. math:: L = \text{soft labels} + \sum_l d\big(\text{inside}_S^l, \text{inside}_T^{g(l)}\big)
+    .. math:: L = (1 - \alpha) H(y, p_S) + \alpha T^2 \mathrm{KL}(p_T(T) \,\|\, p_S(T)) +
+        w \, D(\text{inside}_S, \text{inside}_T)
 
-    *shallow* has every second of the teacher's layers, begins with their weights, and learns soft labels and the
-    direction of the last hidden state (`shallow_loss`); *thin* has all layers at half the width, and learns scores and,
-    through maps that are thrown away, hidden states (`thin_loss`); *bottleneck* has all layers, wide only between them
+    *shallow* has every second of the teacher's layers, begins with their weights, and learns the direction of the last
+    hidden state (`direction`); *thin* has all layers at half the width, and learns scores and, through maps that are
+    thrown away, hidden states (`scores_and_states`); *bottleneck* has all layers, wide only between them
     (`Bottleneck`), begins with the teacher's embedding and classifier, and learns hidden states and where to look
-    (`bottleneck_loss`).
+    (`weights_and_states`). All learn soft labels, each by its paper's α and T.
 
     Parameters
     ----------
     shape : {"shallow", "thin", "bottleneck"}
     start : {"teacher", "random"}
         Whether parts that have the teacher's shapes begin with its weights; thin has none.
+    weight : float
+        w; 1 is the papers' own, 0 leaves the soft labels alone.
     lessons : {"teacher", "labels", "smoothed"}
         What it learns by: the two others are controls, the plain recipe and labels of which a tenth is spread evenly.
     factor : int
@@ -351,13 +344,14 @@ class CompactTransformer:
     >>> for shape in SHAPES:
     ...     student = CompactTransformer(shape, start="random").student(network)
     ...     print(shape, counting.parameters(student), "of", counting.parameters(network))
-    shallow 58627 of 108419
-    thin 29699 of 108419
-    bottleneck 60419 of 108419
+    shallow 58563 of 108355
+    thin 29635 of 108355
+    bottleneck 59459 of 108355
     """
 
     shape: str = "shallow"
     start: str = "teacher"
+    weight: float = 1.0
     lessons: str = "teacher"
     factor: int = 2
 
@@ -367,20 +361,26 @@ class CompactTransformer:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
         if not (isinstance(self.factor, int) and self.factor >= 1):
             raise ValueError(f"factor: expected a positive integer, got {self.factor!r}")
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(f"weight: expected a finite number of at least 0, got {self.weight}")
         if self.shape == "thin" and self.start == "teacher":
             raise ValueError("start: expected random, for a thin student has no part of the teacher's shape")
 
     def without(self) -> CompactTransformer:
         """The same student without any teacher."""
-        return replace(self, start="random", lessons="labels")
+        return replace(self, start="random", weight=0.0, lessons="labels")
 
     def smoothed(self) -> CompactTransformer:
         """The same student without any teacher, by smoothed labels."""
-        return replace(self, start="random", lessons="smoothed")
+        return replace(self, start="random", weight=0.0, lessons="smoothed")
 
     def labels_alone(self) -> CompactTransformer:
         """The same start, and then the plain recipe: what the teacher's weights give without its lessons."""
-        return replace(self, lessons="labels")
+        return replace(self, weight=0.0, lessons="labels")
+
+    def answers_alone(self) -> CompactTransformer:
+        """The same start and soft labels, nothing from inside."""
+        return replace(self, weight=0.0)
 
     def student(self, network: nn.Module, teacher: nn.Module | None = None, seed: int = 0) -> Any:
         """The student, untrained.
@@ -457,10 +457,10 @@ class CompactTransformer:
         item = torch.tensor(data.train.x[:1])
         macs = BACKWARD * counting.macs(student, item)
         if self.lessons == "teacher":
-            guide: Any = answering(_of_shape(teacher, network))
+            guide: Any = _of_shape(teacher, network)
             maps = self._maps(student, guide, drawn)
             macs += counting.macs(guide, item) + BACKWARD * self._mapping(maps, len(student.layers), item.shape[1])
-            lesson = _Lesson(guide, self.shape)
+            lesson = _Lesson(guide, self.shape, self.weight)
             trace = replace(recipe, loss=lesson).train(Guided(student, maps), data, seed=seed)
         elif self.lessons == "smoothed":
             trace = replace(recipe, loss=_Smoothed()).train(student, data, seed=seed)
@@ -472,7 +472,7 @@ class CompactTransformer:
 
     def _maps(self, student: Any, teacher: Any, seed: int) -> nn.ModuleList:
         """From the thin student's width to the teacher's: of the embedding, and of what layers give."""
-        if self.shape != "thin":
+        if self.shape != "thin" or not self.weight:
             return nn.ModuleList()
         own, other = student.embedding.embedding_dim, teacher.embedding.embedding_dim
         with torch.random.fork_rng(devices=[]):
@@ -497,7 +497,7 @@ class CompactTransformer:
                 raise ValueError(
                     f"{name}: expected heads whose width {2 * self.factor} divides, got {attention.head_width}"
                 )
-            hidden = getattr(found.get_submodule(name.rpartition(".")[0]), "feedforward")[0].out_features
+            hidden = found.get_submodule(name.rpartition(".")[0]).feedforward[0].out_features
             if self.shape != "shallow" and hidden % self.factor:
                 raise ValueError(
                     f"{name.replace('attention', 'feedforward')}: expected a width that {self.factor} divides, got"
@@ -507,8 +507,8 @@ class CompactTransformer:
 
 
 def _of_shape(teacher: Any, network: nn.Module) -> nn.Module:
-    """The teacher, if it is a network with as many parameters at every place as the one given."""
-    guide = answering(teacher) if not isinstance(teacher, nn.Module) else teacher
+    """A copy of the teacher that only answers, if it has as many parameters at every place as the network given."""
+    guide = answering(teacher)
     own, other = ({name: tuple(p.shape) for name, p in n.state_dict().items()} for n in (network, guide))
     if own != other:
         name = next(name for name in [*own, *other] if own.get(name) != other.get(name))
