@@ -43,7 +43,8 @@ class TrainingProtocol(Protocol):
 
     A technique that says the bits of what training keeps (`cost_bits`) has bytes and joules of training, by counting;
     joules by the cited energy of the format it names (`mac_format`, else `format`). One that writes into its trace the
-    ``bits`` of its forward and backward products has bit operations. One that leaves constraints which keep codes on
+    ``bits`` of its forward and backward products has bit operations; one that trains another network than it is given
+    says there the ``macs`` of each update, its teacher's included. One that leaves constraints which keep codes on
     the trained network (`figures.stored_bits`) has the bytes and joules of running that network, and its bit operations
     where codes or quantizers of inputs say their bits. One that freezes a part of the network (`adapted(network)`) has
     the parameters that learn, and the bytes that training keeps.
@@ -121,7 +122,9 @@ def _taught(
     meter.watch(network, workload)
     lessons = meter.watch(teacher, workload)
     trained, trace = subject.train(network, workload.data(), recipe, teacher, seed=seed)
-    cost = {"steps": len(trace), "training_macs": meter.macs}  # before the network is evaluated, under the meter's eye
+    # before the network is evaluated, under the meter's eye; a network of another shape counts for itself
+    spent = sum(update["macs"] for update in trace) if trace and "macs" in trace[0] else meter.macs
+    cost = {"steps": len(trace), "training_macs": spent}
     values: dict[str, Any] = {**_kept(trained, workload), **cost}
     if hasattr(subject, "cost_bits"):
         values |= _resources(subject, workload, which, recipe)
