@@ -47,7 +47,7 @@ def workload(id: str) -> Any:
     >>> workload("minst-cnn")
     Traceback (most recent call last):
     ...
-    ValueError: unknown workload 'minst-cnn'; nearest: mnist-cnn, noisy-digits-cnn
+    ValueError: unknown workload 'minst-cnn'; nearest: mnist-cnn, mnist-scaling, noisy-digits-cnn
     """
     if id not in WORKLOADS:
         raise ValueError(nearest("workload", id, WORKLOADS))
