@@ -108,6 +108,8 @@ def _knowledge(node: Technique) -> Iterator[str]:
         yield "improves: no metric; name those of metrics.yml that it is meant to improve"
     if not node.references:
         yield "references: none"
+    if node.level == "model" and not (node.leaves and node.exploited_by):
+        yield "leaves, exploited_by: say what it leaves that a lower level can exploit, and which techniques do so"
     for field in ("definition", "idea", "use_when", "avoid_when"):
         if found := MEASURED.search(getattr(node, field)):
             yield f"{field}: a measured number is typed: {found.group()!r}"

@@ -1,7 +1,8 @@
 """The taxonomy as a plain `networkx.MultiDiGraph`.
 
 Nodes carry `type` (level, family, technique, paper); edges carry `relation`: `part-of` (technique to family to level),
-`influence` and `within` (technique to technique, with metric, sign and verdict), `studies` (paper to technique).
+`influence` and `within` (technique to technique, with metric, sign and verdict), `exploited-by` (technique to one of a
+lower level that makes use of what it leaves), `studies` (paper to technique).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["build", "reached"]
 
-RELATIONS = ("influence", "within", "family")
+RELATIONS = ("influence", "within", "exploited-by", "family")
 
 
 def build(tx: Taxonomy) -> networkx.MultiDiGraph:
@@ -38,6 +39,8 @@ def build(tx: Taxonomy) -> networkx.MultiDiGraph:
     for node in tx:
         graph.add_node(node.id, type="technique", name=node.name, level=node.level, family=node.family, kind=node.kind)
         graph.add_edge(node.id, node.family, relation="part-of")
+        for below in node.exploited_by:
+            graph.add_edge(node.id, below, relation="exploited-by")
     for edge in tx.influences():
         graph.add_edge(
             edge.source, edge.target, key=edge.metric, relation=edge.relation, metric=edge.metric, sign=edge.sign,
@@ -61,6 +64,11 @@ def reached(tx: Taxonomy, start: str, relation: str | None, depth: int) -> list[
         if wanted in (None, edge.relation):
             neighbours[edge.source].append(edge.target)
             neighbours[edge.target].append(edge.source)
+    if wanted in (None, "exploited-by"):
+        for node in tx:
+            for below in node.exploited_by:
+                neighbours[node.id].append(below)
+                neighbours[below].append(node.id)
     if wanted in (None, "family"):
         for node in tx:
             neighbours[node.id] += [other.id for other in tx if other.family == node.family and other.id != node.id]

@@ -189,6 +189,7 @@ def _cross_check(
     baselines = set(kinds.baselines) | known_techniques
     problems: list[str] = []
     aliases: dict[str, str] = {}
+    depth = schema.LEVELS.index
 
     def check(path: Path, loc: tuple[Any, ...], what: str, names: Iterable[str], known: Iterable[str]) -> None:
         known = set(known)
@@ -201,6 +202,11 @@ def _cross_check(
         check(path, ("improves",), "metric", node.improves, metrics)
         check(path, ("references",), "reference", node.references, references)
         check(path, ("baseline",), "baseline", [node.baseline], baselines)
+        check(path, ("exploited_by",), "technique", node.exploited_by, known_techniques)
+        for below in node.exploited_by:
+            if below in techniques and depth(techniques[below].level) <= depth(node.level):
+                message = f"{below!r} is no technique of a lower level than {node.level}"
+                problems.append(_at(path, ("exploited_by",), message, root))
         check(path, ("workloads",), "workload", node.workloads or (), workloads)
         check(path, ("unfit",), "workload", node.unfit, workloads)
         if f"{node.level}/{node.family}" not in {f"{f.level}/{k}" for k, f in tables["families.yml"].items()}:

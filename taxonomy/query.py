@@ -176,7 +176,7 @@ class Taxonomy:
         Parameters
         ----------
         relation : str, optional
-            `influence`, `within` or `family`; all if absent. `influences` is understood.
+            `influence`, `within`, `exploited-by` or `family`; all if absent. `influences` is understood.
         depth : int
             How many edges far.
         """

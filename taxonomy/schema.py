@@ -59,6 +59,8 @@ class Technique(Node):
     settings: dict[str, Any] = Field(default_factory=dict, description="conditions of measurement, not parameters")
     unfit: dict[Identifier, str] = Field(default_factory=dict, description="workload: why it cannot be measured there")
     budget: str | None = Field(None, description="why measuring it takes more than 160 core-seconds, where it does")
+    leaves: str | None = Field(None, description="what it leaves that a lower level can exploit")
+    exploited_by: tuple[Identifier, ...] = Field((), description="techniques of lower levels that do so")
     use_when: str
     avoid_when: str
     example: str = Field(description="Python that shows it at work; runs on its page")

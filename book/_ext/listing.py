@@ -1,6 +1,7 @@
 """Lists that the taxonomy knows and nobody should type: ```{listing} metrics```.
 
-`techniques <level or family>`, `metrics <stored|derived>`, `references`, `papers`, `kinds`, `workloads`.
+`techniques <level or family>`, `exploited <family>`, `metrics <stored|derived>`, `references`, `papers`, `kinds`,
+`workloads`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,24 @@ def techniques(tx, argument):
         lines += [f"- [{node.name}](/{node.address}.md): {node.definition}" for node in own]
         lines.append("")
     return lines
+
+
+def exploited(tx, argument):
+    """What a family's techniques leave to the levels below, who makes use of it, and what was measured of that."""
+    rows = {}
+    for node in tx.find(family=argument):
+        if node.leaves:
+            rows.setdefault((node.leaves, node.exploited_by), []).append(node)
+    lines = ["| technique | leaves | to be exploited by | measured together |", "|---|---|---|---|"]
+    for (leaves, below), own in rows.items():
+        edges = [edge for node in own for edge in tx.influences(source=node.id) if edge.relation == "influence"]
+        found = ", ".join(f"{{technique}}`{edge.target}` ({edge.verdict})" for edge in edges)
+        lines.append(f"| {_linked(node.id for node in own)} | {leaves} | {_linked(below)} | {found} |")
+    return lines if rows else []
+
+
+def _linked(ids):
+    return ", ".join(f"{{technique}}`{name}`" for name in ids)
 
 
 def metrics(tx, argument):
@@ -88,7 +107,7 @@ def kinds(tx, argument):
     return [f"- **{node.title}** (`{name}`): `{node}`" for name, node in tx.kinds.items()]
 
 
-LISTS = {f.__name__: f for f in (techniques, metrics, references, papers, workloads, kinds)}
+LISTS = {f.__name__: f for f in (techniques, exploited, metrics, references, papers, workloads, kinds)}
 
 
 class Listing(SphinxDirective):

@@ -84,6 +84,12 @@ def _facts(tx, node):
         "Runs here": RUNS[node.runs],
         "In the survey": ATTRIBUTION[node.attribution],
     }
+    if node.leaves:
+        facts["Leaves"] = node.leaves
+    below, above = node.exploited_by, [other.id for other in tx if node.id in other.exploited_by]
+    for name, others in (("Exploited by", below), ("Exploits", above)):
+        if others:
+            facts[name] = ", ".join(f"{{technique}}`{other}`" for other in others)
     rows = "\n".join(f"* - {name}\n  - {fact}" for name, fact in facts.items())
     return f":::{{list-table}}\n:stub-columns: 1\n:width: 100%\n:widths: auto\n\n{rows}\n:::"
 

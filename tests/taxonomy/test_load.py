@@ -58,6 +58,16 @@ def test_an_id_must_be_the_files_name_and_a_reference_must_exist(copy):
     assert len(error.value.problems) >= 1
 
 
+def test_what_a_technique_leaves_is_exploited_below_it(copy):
+    path = copy / "model/pruning/n-m-pruning.yml"
+    path.write_text(path.read_text().replace("exploited_by: [two-four-sparse]", "exploited_by: [two-for-sparse, gptq]"))
+    with pytest.raises(TaxonomyError) as error:
+        load(copy)
+    unknown, level = error.value.problems
+    assert "unknown technique 'two-for-sparse'; did you mean two-four-sparse" in unknown
+    assert level.endswith("'gptq' is no technique of a lower level than model")
+
+
 def test_a_reference_and_an_influence_are_files_of_their_own(copy):
     edge = copy / "influences/magnitude-pruning--csr.yml"
     edge.write_text(edge.read_text().replace("target: csr", "target: crs"))

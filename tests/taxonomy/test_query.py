@@ -46,10 +46,20 @@ def test_the_graph_is_a_plain_multidigraph_with_every_node():
         assert graph.has_edge(edge.source, edge.target, key=edge.metric)
 
 
+def test_every_technique_of_the_model_level_says_who_below_makes_use_of_it():
+    for node in tx.find(level="model"):
+        assert node.leaves and node.exploited_by
+        for below in node.exploited_by:
+            assert tx[below].level != "model"
+            assert any(edge["relation"] == "exploited-by" for edge in tx.graph[node.id][below].values())
+
+
 def test_related_follows_edges_both_ways_and_deeper():
     assert "csr" in tx.related("magnitude-pruning", "influences").ids()
     assert "magnitude-pruning" in tx.related("csr", "influences").ids()
     assert "loop-tiling" in tx.related("zero-space-ecc", "influences", depth=2).ids()
+    assert "n-m-pruning" in tx.related("two-four-sparse", "exploited-by").ids()
+    assert "two-four-sparse" in tx.related("n-m-pruning", "exploited-by").ids()
     with pytest.raises(ValueError, match="relation must be one of"):
         tx.related("csr", "friendship")
 
