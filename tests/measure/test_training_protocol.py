@@ -301,3 +301,10 @@ def test_slow_workloads_may_take_the_first_variant_only():
     assert [len(protocol.trials(technique, variant, WORKLOAD)) for variant in technique.variants] == [5, 0]
     other = SimpleNamespace(settings={"first_only": ["elsewhere"]}, variants=technique.variants)
     assert len(protocol.trials(other, {"bits": 3}, WORKLOAD)) == 5
+
+
+def test_a_workload_may_be_given_some_variants_only():
+    technique = SimpleNamespace(settings={"only": {"blobs": [{"bits": 3}]}}, variants=({"bits": 2}, {"bits": 3}))
+    assert [len(protocol.trials(technique, variant, WORKLOAD)) for variant in technique.variants] == [0, 5]
+    other = SimpleNamespace(settings={"only": {"elsewhere": [{"bits": 3}]}}, variants=technique.variants)
+    assert len(protocol.trials(other, {"bits": 2}, WORKLOAD)) == 5

@@ -34,7 +34,8 @@ class TrainingProtocol(Protocol):
     A technique's settings say the conditions. `network`: which of the workload's networks learns, its own (network, the
     default) or its smaller one (student). `recipes`: names of conditions and what they change of the
     recipe, see `recipe_of`; each is a setting of its own. `epochs`: by workload, instead of the recipe's. `first_only`:
-    workloads, too slow for more, on which the first variant alone is measured.
+    workloads, too slow for more, on which the first variant alone is measured; `only`: the variants that a workload is
+    given, where it is not given all.
 
     Beside the technique and the plain recipe in FP32 (baseline) learn the technique's `peers`: label-smoothing; the
     teacher, if it was used; any other name is a method of the technique that gives a technique, such as `without`. If
@@ -54,7 +55,10 @@ class TrainingProtocol(Protocol):
 
     def trials(self, technique: Any, variant: Mapping[str, Any], workload: Any) -> list[Trial]:
         conditions = getattr(technique, "settings", {})
-        if getattr(workload, "id", "") in conditions.get("first_only", ()) and variant != dict(technique.variants[0]):
+        name = getattr(workload, "id", "")
+        if name in conditions.get("first_only", ()) and variant != dict(technique.variants[0]):
+            return []
+        if dict(variant) not in conditions.get("only", {}).get(name, [dict(variant)]):
             return []
         recipes = conditions.get("recipes", ())
         settings = [{"recipe": name} for name in recipes] or [{}]
