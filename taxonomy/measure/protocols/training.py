@@ -160,8 +160,8 @@ class _Meter:
         def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             # a copy need not be as wide; it is counted before it computes, so that nothing it keeps of a pass is lost
             if torch.is_grad_enabled() and module not in counts and watched is network:
-                with _unhooked(module):
-                    counts[module] = counting.macs(module, one_item(workload))
+                with _unhooked(module):  # a copy may compute in another precision
+                    counts[module] = counting.macs(module, one_item(workload).to(inputs[0].dtype))
 
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
             items.append(len(inputs[0]))
