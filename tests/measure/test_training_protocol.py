@@ -296,6 +296,20 @@ def test_the_meter_disturbs_nothing_that_watches_a_layer():
     assert values["training_macs"] == 3 * 90 * 3 * TEACHER
 
 
+class InFloat64(Watching):
+    """Looks at a copy in another precision before it trains, as a score of an untrained network may."""
+
+    def train(self, network, data, recipe, teacher=None, *, seed=None):
+        exact = deepcopy(network).double()
+        exact(torch.tensor(data.train.x[:4]).double()).sum().backward()
+        return super().train(network, data, recipe, teacher, seed=seed)
+
+
+def test_the_meter_counts_a_copy_in_another_precision():
+    looked, alone = (quality(subject, "network")["self"]["training_macs"] for subject in (InFloat64(), Watching()))
+    assert looked - alone == 4 * 3 * TEACHER
+
+
 def test_slow_workloads_may_take_the_first_variant_only():
     technique = SimpleNamespace(settings={"first_only": ["blobs"]}, variants=({"bits": 2}, {"bits": 3}))
     assert [len(protocol.trials(technique, variant, WORKLOAD)) for variant in technique.variants] == [5, 0]
@@ -303,6 +317,8 @@ def test_slow_workloads_may_take_the_first_variant_only():
     assert len(protocol.trials(other, {"bits": 3}, WORKLOAD)) == 5
 
 
-def test_workloads_may_be_given_some_variants_only():
+def test_a_workload_may_be_given_some_variants_only():
     technique = SimpleNamespace(settings={"only": {"blobs": [{"bits": 3}]}}, variants=({"bits": 2}, {"bits": 3}))
     assert [len(protocol.trials(technique, variant, WORKLOAD)) for variant in technique.variants] == [0, 5]
+    other = SimpleNamespace(settings={"only": {"elsewhere": [{"bits": 3}]}}, variants=technique.variants)
+    assert len(protocol.trials(other, {"bits": 2}, WORKLOAD)) == 5

@@ -34,7 +34,7 @@ class TrainingProtocol(Protocol):
     A technique's settings say the conditions. `network`: which of the workload's networks learns, its own (network, the
     default) or its smaller one (student). `recipes`: names of conditions and what they change of the
     recipe, see `recipe_of`; each is a setting of its own. `epochs`: by workload, instead of the recipe's. `first_only`:
-    workloads, too slow for more, on which the first variant alone is measured. `only`: the variants that a workload is
+    workloads, too slow for more, on which the first variant alone is measured; `only`: the variants that a workload is
     given, where it is not given all.
 
     Beside the technique and the plain recipe in FP32 (baseline) learn the technique's `peers`: label-smoothing; the
@@ -56,9 +56,10 @@ class TrainingProtocol(Protocol):
 
     def trials(self, technique: Any, variant: Mapping[str, Any], workload: Any) -> list[Trial]:
         conditions = getattr(technique, "settings", {})
-        if getattr(workload, "id", "") in conditions.get("first_only", ()) and variant != dict(technique.variants[0]):
+        name = getattr(workload, "id", "")
+        if name in conditions.get("first_only", ()) and variant != dict(technique.variants[0]):
             return []
-        if dict(variant) not in conditions.get("only", {}).get(getattr(workload, "id", ""), [dict(variant)]):
+        if dict(variant) not in conditions.get("only", {}).get(name, [dict(variant)]):
             return []
         recipes = conditions.get("recipes", ())
         settings = [{"recipe": name} for name in recipes] or [{}]
@@ -162,8 +163,8 @@ class _Meter:
         def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             # a copy need not be as wide; it is counted before it computes, so that nothing it keeps of a pass is lost
             if torch.is_grad_enabled() and module not in counts and watched is network:
-                with _unhooked(module):
-                    counts[module] = counting.macs(module, one_item(workload))
+                with _unhooked(module):  # a copy may compute in another precision
+                    counts[module] = counting.macs(module, one_item(workload).to(inputs[0].dtype))
 
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
             items.append(len(inputs[0]))
