@@ -225,14 +225,20 @@ def test_products_of_two_bytes_count_as_int8_but_not_those_of_recurrent_layers()
     assert figures["energy"] == pytest.approx(products + figures["memory_access"] * DRAM_ENERGY)
 
 
-@pytest.mark.parametrize("technique", ["weight-clustering", "magnitude-pruning", "block-pruning", "svd-factorisation"])
+AFTER_TRAINING = (
+    "post-training-quantization", "gptq", "activation-aware-quantization", "activation-aware-pruning",
+    "magnitude-pruning", "block-pruning", "weight-clustering", "svd-factorisation",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("technique", AFTER_TRAINING)
 def test_networks_trained_elsewhere_have_what_is_asked_of_them(technique):
     """The error of the layers, the size of the file and the agreement, of every variant, for all to be compared."""
     tx = taxonomy.load()
     node = tx[technique]
     for workload in {"efficientnet-lite0", "silero-vad"} - set(node.unfit):
         records = [r for r in stores.reference.records(node.address) if r["workload"] == workload]
-        assert len({key(r) for r in records}) >= 3
+        assert len({key(record) for record in records}) >= 2
         for record in records:
             own = {*record["values"]["self"], *record.get("missing", {}).get("self", {})}
             assert {"agreement", "output_sqnr", "layer_sqnr", "worst_layer_sqnr", "bytes_on_disk"} <= own
