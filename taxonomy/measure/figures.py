@@ -242,6 +242,8 @@ def layer_errors(exact: nn.Module, changed: nn.Module, items: Tensor) -> dict[st
                 return
             try:
                 other = changed.get_submodule(name)
+                if type(other) is nn.Module:  # of a chain torch.fx keeps the layers, but not that they are one
+                    other = nn.Sequential(*other.children())
                 x = args[0] / _along_channels(layer, getattr(other, "input_divisor", 1), args[0])
                 got = other(x, *args[1:])
             except (AttributeError, RuntimeError):

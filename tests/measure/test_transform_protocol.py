@@ -16,6 +16,7 @@ import taxonomy
 from datasets import Data, Recipe, Split, Workload
 from kernels.counting import macs_by_layer
 from kernels.energy import DRAM_ENERGY, mac_energy
+from kernels.model.low_rank.svd_factorisation import SvdFactorisation
 from kernels.model.pruning.magnitude_pruning import MagnitudePruning
 from kernels.model.quantization.post_training_quantization import PostTrainingQuantization
 from kernels.model.transform import bake
@@ -210,6 +211,18 @@ def test_layer_errors_are_those_of_each_layer_alone():
     changed[2] = nn.Linear(5, 6)
     none = middle_and_worst(layer_errors(exact, changed, torch.randn(5, 6)))
     assert all("takes these inputs" in missing.reason for missing in none.values())
+
+
+def test_layer_errors_of_chains_before_batch_norm():
+    """Folding traces the network, and of a chain in a layer's place only the layers are left."""
+    torch.manual_seed(0)
+    exact = nn.Sequential(nn.Conv2d(8, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()).eval()
+    changed = SvdFactorisation(energy=0.5).apply(exact)
+    assert isinstance(changed[0], nn.Sequential)
+    x = torch.randn(2, 8, 6, 6)
+    with torch.no_grad():
+        signal, noise = exact[:2](x).square().sum(), (exact[:2](x) - changed[:2](x)).square().sum()
+    assert layer_errors(exact, changed, x)["0"] == pytest.approx(10 * float(torch.log10(signal / noise)), abs=1e-3)
 
 
 def test_products_of_two_bytes_count_as_int8_but_not_those_of_recurrent_layers():
