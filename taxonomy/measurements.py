@@ -79,7 +79,7 @@ def rows(
         # a repetition whose definition has changed must not blur those that have not
         fresh = [record for record in group if not is_stale(tx, node, record, state)]
         samples, reasons, units = _samples(fresh or group)
-        order = {canonical(variant): variant for variant in node.variants}
+        order = {canonical(variant): variant for variant in (*node.variants, *getattr(node, "elsewhere", ()))}
         parameters = order.get(canonical(first["variant"]), first["variant"])
         for (who, metric), values in samples.items():
             unit = units.get(metric) or (tx.metrics[metric].unit if metric in tx.metrics else "")

@@ -53,6 +53,9 @@ class Technique(Node):
     implementation: str = Field(pattern=r"^kernels(\.\w+)+:\w+$", description="module:Class")
     reaches: tuple[str, ...] = Field((), description="definitions reached by duck typing, module:name")
     variants: tuple[dict[str, Scalar], ...] = Field(min_length=1, description="the grid; the first equals the defaults")
+    elsewhere: tuple[dict[str, Scalar], ...] = Field(
+        (), description="the grid for networks trained elsewhere, where nothing is fine-tuned; `variants` if absent"
+    )
     baseline: str = Field(description="a technique's id or a baseline of kinds.yml")
     peers: tuple[str, ...] = Field((), description="contestants beside it")
     workloads: tuple[Identifier, ...] | None = Field(None, description="where it is measured; the kind's own if absent")

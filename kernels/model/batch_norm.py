@@ -1,4 +1,4 @@
-"""Batch norm folded into the layer before it, so that the weights that are looked at are those that run."""
+"""Batch norm folded into the convolution before it: the weights that are looked at are those that run."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ __all__ = ["fold"]
 
 
 def fold(network: nn.Module) -> nn.Module:
-    """A copy in evaluation mode in which every batch norm that follows a convolution is folded into it.
+    r"""A copy in evaluation mode in which every batch norm that follows a convolution is folded into it.
+
+    .. math:: \tilde w_c = \frac{\gamma_c}{\sqrt{\sigma_c^2 + \epsilon}}\, w_c, \qquad
+       \tilde b_c = \frac{\gamma_c}{\sqrt{\sigma_c^2 + \epsilon}}\, (b_c - \mu_c) + \beta_c
 
     Parameters
     ----------
     network : nn.Module
-        Left as it is. With batch norm in it, torch.fx must be able to trace it, and the copy is a graph module whose
-        layers keep their paths.
+        Trained, without constraints; left as it is. With batch norm in it, torch.fx must be able to trace it, and the
+        copy is a graph module whose layers keep their paths.
 
     Examples
     --------

@@ -109,12 +109,13 @@ def _coded(network: nn.Module) -> dict[str, int]:
     }
 
 
-def traffic(network: nn.Module, workload: Workload, mac_format: str = "fp32") -> dict[str, float | Missing]:
+def traffic(network: nn.Module, workload: Workload) -> dict[str, float]:
     """Bytes moved and energy of one item, by counting; and the size of the network's file.
 
     Moved are the stored parameters and the inputs of layers with products, once each, the latter in FP32 unless the
     layer rounds them. A product of two integers of at most eight bits counts as one of INT8, the narrowest that the
-    table of energies holds.
+    table of energies holds; all others as products of FP32, and so do those of recurrent layers, whose states no
+    quantizer reaches.
 
     Parameters
     ----------
@@ -122,17 +123,15 @@ def traffic(network: nn.Module, workload: Workload, mac_format: str = "fp32") ->
         Under its constraints.
     workload : datasets.Workload
         Gives the shape of an item.
-    mac_format : str
-        What the other products are computed in, a format of `kernels.energy`.
     """
     plain, x, bits = bake(network), one_item(workload), operand_bits(network)
     inputs = sum(bits[name][1] * t.numel() for name, t in layer_inputs(plain, x).items())
     moved = -(-(stored_bits(network) + inputs) // 8)
     macs = counting.macs_by_layer(plain, x)
-    narrow = sum(count for name, count in macs.items() if max(bits.get(name, (32, 32))) <= 8)
-    energy = modelled_energy(mac_format, sum(macs.values()) - narrow, moved)
-    if narrow and not isinstance(energy, Missing):
-        energy += narrow * mac_energy("int8")
+    recurrent = {name for name, layer in plain.named_modules() if isinstance(layer, nn.RNNBase | nn.RNNCellBase)}
+    whole = {name for name, widths in bits.items() if max(widths) <= 8} - recurrent
+    narrow = sum(macs.get(name, 0) for name in whole)
+    energy = (sum(macs.values()) - narrow) * mac_energy("fp32") + moved * DRAM_ENERGY + narrow * mac_energy("int8")
     return {"memory_access": moved, "energy": energy, "bytes_on_disk": len(encode(network))}
 
 
@@ -243,6 +242,8 @@ def layer_errors(exact: nn.Module, changed: nn.Module, items: Tensor) -> dict[st
                 return
             try:
                 other = changed.get_submodule(name)
+                if type(other) is nn.Module:  # of a chain torch.fx keeps the layers, but not that they are one
+                    other = nn.Sequential(*other.children())
                 x = args[0] / _along_channels(layer, getattr(other, "input_divisor", 1), args[0])
                 got = other(x, *args[1:])
             except (AttributeError, RuntimeError):

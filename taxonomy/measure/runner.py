@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Job", "MeasurementFailed", "covering", "estimate", "jobs", "measure_now", "pending", "plan", "protocol_of", "run",
-    "superfluous", "sweep", "take", "workloads_of",
+    "superfluous", "sweep", "take", "variants_of", "workloads_of",
 ]  # fmt: skip
 
 _STARTED = snapshot()
@@ -93,6 +93,12 @@ def workloads_of(tx: Taxonomy, node: Any) -> list[str]:
     return [name for name in names if name not in getattr(node, "unfit", {})]
 
 
+def variants_of(tx: Taxonomy, node: Any, workload: str) -> tuple[dict[str, Any], ...]:
+    """The grid of a technique on a workload; an influence has none."""
+    own = getattr(node, "elsewhere", ()) if tx.workloads[workload].kind == "network-elsewhere" else ()
+    return own or getattr(node, "variants", ({},))
+
+
 def jobs(tx: Taxonomy, names: Sequence[str] | None = None) -> Iterator[Job]:
     """Every record owed by the techniques and influences named (ids; `a--b` for an edge), or by all of them."""
     nodes: Sequence[Any] = tx.nodes
@@ -101,8 +107,7 @@ def jobs(tx: Taxonomy, names: Sequence[str] | None = None) -> Iterator[Job]:
         nodes = [known[name] if name in known else tx[name] for name in names]
     for node in nodes:
         for workload in workloads_of(tx, node):
-            variants: tuple[dict[str, Any], ...] = getattr(node, "variants", ({},))
-            for variant in variants:
+            for variant in variants_of(tx, node, workload):
                 for trial in _protocol(node).trials(node, dict(variant), tx.workload(workload)):
                     yield Job(node, dict(variant), workload, trial)
 
@@ -421,7 +426,7 @@ def measure_now(node: Any, workload: Any = None, variant: dict[str, Any] | None 
     for name in names:
         own = not isinstance(name, str)
         target: Any = name if own else tx.workload(name)
-        for parameters in [variant] if variant is not None else node.variants:
+        for parameters in [variant] if variant is not None else node.variants if own else variants_of(tx, node, name):
             trials = _protocol(node).trials(node, dict(parameters), target)
             for trial in trials:
                 if trial.timing and trial.seed:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from kernels.model.folding import fold
+from kernels.model.batch_norm import fold
 
 if TYPE_CHECKING:
     import pandas as pd

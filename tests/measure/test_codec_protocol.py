@@ -11,7 +11,7 @@ import pytest
 import datasets
 from kernels.model.weight_sharing.huffman_coding import HuffmanCoding
 from taxonomy.measure.protocol import Case, Missing
-from taxonomy.measure.protocols.codec import CONTENTS, protocol, weights
+from taxonomy.measure.protocols.codec import CONTENTS, activations, protocol, weights
 
 NODE = SimpleNamespace(id="a-codec")
 WORKLOAD = datasets.workload("digits-mlp")
@@ -60,6 +60,17 @@ def test_sizes(content):
     assert huffman["self"].keys() | {"throughput"} == set(protocol.metrics)
     assert huffman["self"]["entropy_bound"] < huffman["self"]["bits_per_weight"] < 8 * x.itemsize
     assert "zstd" in huffman
+
+
+def test_a_network_trained_elsewhere_has_weights_too():
+    speech = datasets.workload("silero-vad")
+    node = SimpleNamespace(id="a-codec", settings={})
+    assert [trial.setting["content"] for trial in protocol.trials(node, {}, speech)] == list(CONTENTS)
+    values = protocol.quality(Case(NODE, {}, HuffmanCoding(), speech, {"content": "int8"}, 0))
+    matrices = [p for p in speech.trained().parameters() if p.ndim > 1]
+    assert values["baseline"]["stored_bits"] == 8 * sum(p.numel() for p in matrices)
+    assert values["self"]["entropy_bound"] <= values["self"]["bits_per_weight"] < 8
+    assert activations(speech).size > 0
 
 
 def test_a_codec_that_loses_is_refused():

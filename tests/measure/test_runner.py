@@ -99,6 +99,18 @@ def test_records_that_nothing_owes_any_more_are_found_and_dropped_and_no_others(
     assert store.path(address).read_text() == stores.reference.path(address).read_text()
 
 
+def test_networks_trained_elsewhere_have_a_grid_of_their_own_where_there_is_one():
+    tx = taxonomy.load()
+    pruning, gptq = tx["magnitude-pruning"], tx["gptq"]
+    assert runner.variants_of(tx, pruning, "silero-vad") == pruning.elsewhere != pruning.variants
+    assert runner.variants_of(tx, pruning, "mnist-cnn") == pruning.variants
+    assert runner.variants_of(tx, gptq, "silero-vad") == gptq.variants and not gptq.elsewhere
+    (edge,) = tx.influences("magnitude-pruning", "csr")
+    assert runner.variants_of(tx, edge, "sparse-gemm") == ({},)
+    owed = [job for job in runner.jobs(tx, ["magnitude-pruning"]) if job.workload == "efficientnet-lite0"]
+    assert [job.variant for job in owed] == list(pruning.elsewhere) and {job.trial.seed for job in owed} == {0}
+
+
 def test_what_was_never_measured_takes_as_long_as_its_kind(monkeypatch, tmp_path):
     monkeypatch.setattr(stores, "here", Store("here", tmp_path))
     node = tx["posit"].model_copy(update={"id": "brand-new"})

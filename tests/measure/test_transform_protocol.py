@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,11 +12,19 @@ import torch
 from torch import nn
 
 import datasets
+import taxonomy
 from datasets import Data, Recipe, Split, Workload
+from kernels.counting import macs_by_layer
+from kernels.energy import DRAM_ENERGY, mac_energy
+from kernels.model.low_rank.svd_factorisation import SvdFactorisation
 from kernels.model.pruning.magnitude_pruning import MagnitudePruning
-from taxonomy.measure.figures import costs, layer_errors, middle_and_worst, stored_bits, traffic
+from kernels.model.quantization.post_training_quantization import PostTrainingQuantization
+from kernels.model.transform import bake
+from taxonomy import store as stores
+from taxonomy.measure.figures import costs, layer_errors, middle_and_worst, one_item, stored_bits, traffic
 from taxonomy.measure.protocol import Case, Missing
 from taxonomy.measure.protocols.transform import protocol
+from taxonomy.store import key
 
 
 def blobs(n, seed):
@@ -159,6 +168,7 @@ def test_a_network_trained_elsewhere_is_compared_with_itself():
     node = Node()
     node.peers = ["random"]
     assert [t.seed for t in protocol.trials(node, {}, SPEECH)] == [0, 1, 2, 3, 4]
+    assert len(protocol.trials(node, {}, SimpleNamespace(id="efficientnet-lite0"))) == 1
     node.peers = []
     assert len(protocol.trials(node, {}, SPEECH)) == 1
     values = protocol.quality(Case(node, {"density": 0.5}, pruning, SPEECH, {}, 0))
@@ -168,6 +178,8 @@ def test_a_network_trained_elsewhere_is_compared_with_itself():
     for metric in ("output_sqnr", "layer_sqnr", "worst_layer_sqnr"):
         assert ours[metric] > blind[metric]
     assert ours["worst_layer_sqnr"] < ours["layer_sqnr"] and ours["stored_bits"] < values["baseline"]["stored_bits"]
+    assert ours["bytes_on_disk"] < 0.7 * values["baseline"]["bytes_on_disk"]
+    assert ours["latency"] == Missing("networks trained elsewhere are not timed")
 
 
 def test_what_changes_nothing_agrees_everywhere():
@@ -199,6 +211,50 @@ def test_layer_errors_are_those_of_each_layer_alone():
     changed[2] = nn.Linear(5, 6)
     none = middle_and_worst(layer_errors(exact, changed, torch.randn(5, 6)))
     assert all("takes these inputs" in missing.reason for missing in none.values())
+
+
+def test_layer_errors_of_chains_before_batch_norm():
+    """Folding traces the network, and of a chain in a layer's place only the layers are left."""
+    torch.manual_seed(0)
+    exact = nn.Sequential(nn.Conv2d(8, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()).eval()
+    changed = SvdFactorisation(energy=0.5).apply(exact)
+    assert isinstance(changed[0], nn.Sequential)
+    x = torch.randn(2, 8, 6, 6)
+    with torch.no_grad():
+        signal, noise = exact[:2](x).square().sum(), (exact[:2](x) - changed[:2](x)).square().sum()
+    assert layer_errors(exact, changed, x)["0"] == pytest.approx(10 * float(torch.log10(signal / noise)), abs=1e-3)
+
+
+def test_products_of_two_bytes_count_as_int8_but_not_those_of_recurrent_layers():
+    """Of the transform of the signal and of the LSTM's products one operand is FP32; all else is bytes by bytes."""
+    data = SimpleNamespace(train=SimpleNamespace(x=SPEECH.calibration))
+    network = PostTrainingQuantization().apply(SPEECH.trained(), data)
+    figures = traffic(network, SPEECH)
+    macs = macs_by_layer(bake(network), one_item(SPEECH))
+    whole = sum(count for path, count in macs.items() if path.startswith(("encoder", "decoder")))
+    rest = sum(macs.values()) - whole
+    assert 0 < whole < sum(macs.values()) and {"", "memory"} < set(macs)
+    products = whole * mac_energy("int8") + rest * mac_energy("fp32")
+    assert figures["energy"] == pytest.approx(products + figures["memory_access"] * DRAM_ENERGY)
+
+
+AFTER_TRAINING = (
+    "post-training-quantization", "gptq", "activation-aware-quantization", "activation-aware-pruning",
+    "magnitude-pruning", "block-pruning", "weight-clustering", "svd-factorisation",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("technique", AFTER_TRAINING)
+def test_networks_trained_elsewhere_have_what_is_asked_of_them(technique):
+    """The error of the layers, the size of the file and the agreement, of every variant, for all to be compared."""
+    tx = taxonomy.load()
+    node = tx[technique]
+    for workload in {"efficientnet-lite0", "silero-vad"} - set(node.unfit):
+        records = [r for r in stores.reference.records(node.address) if r["workload"] == workload]
+        assert len({key(record) for record in records}) >= 2
+        for record in records:
+            own = {*record["values"]["self"], *record.get("missing", {}).get("self", {})}
+            assert {"agreement", "output_sqnr", "layer_sqnr", "worst_layer_sqnr", "bytes_on_disk"} <= own
 
 
 def test_layers_say_how_wide_their_inputs_are():

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import datasets
+from kernels.model.batch_norm import fold
 from kernels.model.compressed_file import (
     DIGEST,
     Form,
@@ -33,7 +34,6 @@ from kernels.model.compressed_file import (
     save,
     smallest,
 )
-from kernels.model.folding import fold
 from kernels.model.pruning.magnitude_pruning import MagnitudePruning
 from kernels.model.quantization.ternary_weights import TernaryWeights
 from kernels.model.transform import bake, constrain

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from kernels.model.batch_norm import fold
 from kernels.model.calibration import as_matrix, calibration_rows, channel_inputs, items_of, output_error, places
-from kernels.model.quantization.uniform_grid import LIMITS, Grid, PackedCodes, fit_grid
+from kernels.model.quantization.uniform_grid import LIMITS, Grid, GridCodes, PackedCodes, fit_grid
 from kernels.model.transform import constrain
 
 __all__ = ["ActivationAwareQuantization", "Unscaled", "searched_factors", "smoothing_factors"]
@@ -148,8 +148,6 @@ class ActivationAwareQuantization:
             constrain(layer, name, ScaledCodes(grid.encode(scaled), grid, weight.shape, factors, not smooth, rescale))
             if of_inputs:
                 _divide_and_round(layer, factors.flatten(), inputs[path], self.inputs, self.limits)
-        quantized: Any = network
-        quantized.mac_format = f"int{self.bits}" if self.inputs == self.bits else "mixed" if self.inputs else "fp32"
         return network
 
     def _grid(self, matrix: Tensor) -> Grid:
@@ -206,6 +204,10 @@ class ScaledCodes(PackedCodes):
     def stored_bits(self, weight: Tensor) -> int:
         """Codes, scales, zero points that are not fixed, and factors."""
         return super().stored_bits(weight) + (32 * self.factors.numel() if self.kept else 0)
+
+    def encoded(self, weight: Tensor) -> GridCodes:
+        """Codes, scales and zero points; and the factors, where the weight is divided by them."""
+        return GridCodes.of(self.codes(), self.own_grid(), self.factors if self.kept and self.divides else None)
 
 
 def searched_factors(weight: Tensor, magnitude: Tensor, moment: Tensor, entries: int, grid_of: Any) -> Tensor:

@@ -166,8 +166,6 @@ class PostTrainingQuantization:
             keep_codes(layer, name, codes, grid)
         for path, x in inputs.items():
             _round_inputs(network.get_submodule(path), fit_grid(x[None], self.inputs, self.limits, symmetric=False))
-        quantized: Any = network
-        quantized.mac_format = f"int{self.bits}" if self.inputs == self.bits else "mixed" if self.inputs else "fp32"
         return network
 
     def _grid(self, matrix: Tensor) -> Grid:

@@ -14,6 +14,7 @@ sections 2.1 and 2.2.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,9 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kernels.model.compressed_file import Form
 from kernels.model.transform import constrain
 
-__all__ = ["LIMITS", "Grid", "PackedCodes", "fit_grid", "keep_codes", "pack", "unpack"]
+__all__ = ["LIMITS", "Grid", "GridCodes", "PackedCodes", "fit_grid", "keep_codes", "pack", "unpack"]
 
 LIMITS = ("min-max", "percentile", "mse")
 SHARE = 0.999
@@ -188,6 +190,44 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     return torch.from_numpy(np.packbits(wide, axis=1).reshape(-1).astype(np.float32))
 
 
+class GridCodes(Form):
+    """How a file keeps a weight on a grid: codes, behind them the zero points that are not fixed; scales as floats.
+
+    The floats are the scales, how many columns share one, and factors of the input channels, (groups of a convolution,
+    channels of a group): where there are any, each weight is divided by its channel's.
+
+    Examples
+    --------
+    >>> grid = Grid(2, torch.tensor([[0.5, 2.0]]), torch.tensor([[2.0, 2.0]]), group=2, symmetric=True)
+    >>> GridCodes.of(torch.tensor([[3, 1, 1]]), grid).values((1, 3))
+    array([[ 0.5, -0.5, -2. ]], dtype=float32)
+    """
+
+    number = 16
+
+    @classmethod
+    def of(cls, codes: Tensor, grid: Grid, factors: Tensor | None = None) -> GridCodes:
+        """Of codes (rows, columns), their grid, and factors that they were multiplied with."""
+        whole = codes.flatten() if grid.symmetric else torch.cat([codes.flatten(), grid.zero.flatten()])
+        parts = (grid.scale, torch.tensor([grid.group]), torch.ones(0) if factors is None else factors)
+        floats = tuple(part.numpy().astype(np.float32).reshape(-1) for part in parts)
+        return cls(whole.numpy().astype(np.uint8), 2**grid.bits, floats)
+
+    def values(self, shape: tuple[int, ...]) -> np.ndarray:
+        scale, (group,), factors = self.floats
+        codes, zero = np.split(self.codes.astype(np.float32), [math.prod(shape)])
+        if not zero.size:
+            zero = np.full_like(scale, self.levels // 2)
+        codes = codes.reshape(shape[0], -1)
+        at = np.arange(codes.shape[1]) // int(group)
+        scale, zero = (part.reshape(-1, at[-1] + 1)[:, at] for part in (scale, zero))
+        weight = (codes - zero) * scale
+        if factors.size:
+            by_channel = weight.reshape(factors.size // shape[1], -1, shape[1], math.prod(shape[2:]))
+            weight = by_channel / factors.reshape(-1, 1, shape[1], 1)
+        return weight.reshape(shape)
+
+
 class PackedCodes(nn.Module):
     """A parametrization: the weight is read from packed codes; no FP32 weight is left below.
 
@@ -213,13 +253,21 @@ class PackedCodes(nn.Module):
             self.register_buffer("zero", grid.zero.to(torch.uint8))
         self.grid, self.shape = replace(grid, scale=torch.empty(0), zero=torch.empty(0)), shape
 
+    @property
+    def bits(self) -> int:
+        """Of a code."""
+        return self.grid.bits
+
     def codes(self) -> Tensor:
         """The codes, as whole numbers: (rows, columns)."""
         return unpack(self.packed, self.grid.bits, self.shape.numel()).reshape(self.shape[0], -1)
 
+    def own_grid(self) -> Grid:
+        """The grid with the scales and zero points that are kept here."""
+        return replace(self.grid, scale=self.scale, zero=self.zero.float().expand_as(self.scale))
+
     def forward(self, _: Tensor) -> Tensor:
-        zero = self.zero.float().expand_as(self.scale)
-        return replace(self.grid, scale=self.scale, zero=zero).decode(self.codes()).reshape(self.shape)
+        return self.own_grid().decode(self.codes()).reshape(self.shape)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         return weight.new_empty(0)
@@ -227,6 +275,10 @@ class PackedCodes(nn.Module):
     def stored_bits(self, weight: Tensor) -> int:
         """Codes and scales, and zero points that are not fixed."""
         return replace(self.grid, scale=self.scale).stored_bits(weight.numel())
+
+    def encoded(self, weight: Tensor) -> GridCodes:
+        """Codes, scales and zero points, as `kernels.model.compressed_file` stores them."""
+        return GridCodes.of(self.codes(), self.own_grid())
 
 
 def keep_codes(layer: Any, name: str, codes: Tensor, grid: Grid) -> None:

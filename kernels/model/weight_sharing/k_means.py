@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["k_means", "nearest"]
+__all__ = ["k_means", "k_means_of_numbers", "nearest"]
 
 
 def nearest(x: np.ndarray, centres: np.ndarray) -> np.ndarray:
@@ -71,4 +71,52 @@ def k_means(
         before, labels = labels, nearest(x, centres)
         if np.array_equal(before, labels):
             break
+    return centres, labels
+
+
+def k_means_of_numbers(x: np.ndarray, centres: np.ndarray, iterations: int = 300) -> tuple[np.ndarray, np.ndarray]:
+    r"""Lloyd's algorithm for points on a line, in the time of one sorting.
+
+    The points of a centre are those between its middles with its two neighbours. Of sorted points these are a run from
+    :math:`a` to :math:`b`, whose sum is the difference of two running sums, so that an iteration costs
+    :math:`O(k \log n)` in place of :math:`O(n k)`:
+
+    .. math:: c = \frac{S_b - S_a}{b - a}, \qquad S_i = \sum_{j \le i} x_{(j)}
+
+    Parameters
+    ----------
+    x : ndarray of float64, shape (n,)
+    centres : ndarray of float64, shape (k,)
+        To begin with, from least to largest; one that no point is nearest to stays where it is.
+    iterations : int
+        At most; fewer when nothing moves any more.
+
+    Returns
+    -------
+    centres : ndarray of float64, shape (k,)
+    labels : ndarray of int64, shape (n,)
+
+    Examples
+    --------
+    >>> k_means_of_numbers(np.array([10.0, 0.0, 1.0]), np.array([0.0, 6.0]))
+    (array([ 0.5, 10. ]), array([1, 0, 0]))
+    """
+    order = np.argsort(x, kind="stable")
+    points = x[order]
+    sums = np.concatenate([[0.0], np.cumsum(points)])
+
+    def runs(centres: np.ndarray) -> np.ndarray:
+        middles = (centres[:-1] + centres[1:]) / 2
+        return np.concatenate([[0], np.searchsorted(points, middles, side="right"), [len(points)]])
+
+    centres, ends = centres.copy(), runs(centres)
+    for _ in range(iterations):
+        mass = np.diff(ends)
+        used = mass > 0
+        centres[used] = np.diff(sums[ends])[used] / mass[used]
+        before, ends = ends, runs(centres)
+        if np.array_equal(before, ends):
+            break
+    labels = np.empty(len(x), np.int64)
+    labels[order] = np.repeat(np.arange(len(centres)), np.diff(ends))
     return centres, labels

@@ -39,9 +39,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from kernels.model.folding import fold
+from kernels.model.batch_norm import fold
 from kernels.model.transform import bake, constrain
-from kernels.model.weight_sharing.k_means import k_means
+from kernels.model.weight_sharing.k_means import k_means_of_numbers
 from kernels.model.weight_sharing.sharing import Shared, weights
 
 __all__ = ["RandomSharing", "WeightClustering", "first_values"]
@@ -135,8 +135,7 @@ class WeightClustering:
         random = np.random.default_rng(self.seed)
 
         def share(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            centres, labels = k_means(w[:, None], first_values(w, self.clusters, self.initial, random)[:, None])
-            return centres[:, 0], labels
+            return k_means_of_numbers(w, first_values(w, self.clusters, self.initial, random))
 
         return _shared(network, share, self.fold)
 

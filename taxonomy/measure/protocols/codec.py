@@ -29,7 +29,7 @@ class CodecProtocol(Protocol):
     metrics = ("stored_bits", "bits_per_weight", "compression_ratio", "entropy_bound", "memory_footprint", "throughput")
 
     def trials(self, technique: Any, variant: Mapping[str, Any], workload: Any) -> list[Trial]:
-        if hasattr(workload, "network"):
+        if hasattr(workload, "trained"):
             return [Trial({"content": content}) for content in technique.settings.get("contents", CONTENTS)]
         return [
             Trial({**setting, "direction": direction}, seed, timing=True)
@@ -85,7 +85,7 @@ def weights(network: nn.Module, content: str) -> np.ndarray:
 
 def activations(workload: Any) -> np.ndarray:
     """The inputs of all layers but the first, as floats, for a few test items."""
-    items = torch.tensor(workload.data().test.x[:ITEMS])
+    items = torch.tensor((workload.items if hasattr(workload, "items") else workload.data().test.x)[:ITEMS])
     _, *inputs = layer_inputs(workload.trained().eval(), items).values()
     return np.concatenate([x.numpy().ravel() for x in inputs])
 

@@ -27,9 +27,11 @@ from taxonomy.measure.figures import (
 )  # fmt: skip
 from taxonomy.measure.protocol import REPETITIONS, Case, Contest, Missing, Protocol, Trial, Values
 
-__all__ = ["BATCHES", "TransformProtocol", "forward_pass", "is_timed", "protocol", "timing_trials"]
+__all__ = ["BATCHES", "LARGE", "TransformProtocol", "forward_pass", "is_timed", "protocol", "timing_trials"]
 
 BATCHES = (1, 64)
+LARGE = ("efficientnet-lite0",)
+"""Networks on which one draw has to do."""
 
 
 class TransformProtocol(Protocol):
@@ -50,7 +52,9 @@ class TransformProtocol(Protocol):
 
     On a network trained elsewhere there are no labels and no recipe. Nothing is fine-tuned, a transform is given the
     workload's calibration items in the place of training items, and its answers are compared with those of the
-    untouched network, over all and layer by layer. A technique opts in by its `workloads`.
+    untouched network, over all and layer by layer. Nothing is timed. A technique opts in by its `workloads`, and has a
+    grid for them where its `variants` are too strong without fine-tuning, `elsewhere`. A peer that draws does so five
+    times, but once on the networks that are `LARGE`.
     """
 
     kind = "transform"
@@ -72,7 +76,8 @@ class TransformProtocol(Protocol):
         if only is not None and dict(variant) not in only:
             return []
         if not hasattr(workload, "recipe"):
-            return [Trial(seed=seed) for seed in range(REPETITIONS if "random" in technique.peers else 1)]
+            again = "random" in technique.peers and workload.id not in LARGE
+            return [Trial(seed=seed) for seed in range(REPETITIONS if again else 1)]
         quality = [Trial(seed=seed) for seed in range(technique.settings.get("seeds", REPETITIONS))]
         return quality + timing_trials(technique, variant)
 
@@ -85,6 +90,8 @@ class TransformProtocol(Protocol):
             values = _after_training(case)
         if not is_timed(case.technique, case.variant):
             values["self"]["latency"] = Missing(case.technique.settings["untimed"])
+        elif not hasattr(case.workload, "recipe"):
+            values["self"]["latency"] = Missing("networks trained elsewhere are not timed")
         for metric, reason in case.technique.settings.get("unmeasured", {}).items():
             values["self"][metric] = Missing(reason)
         return values
@@ -168,7 +175,7 @@ def _beside_untouched(case: Case) -> Values:
 
 
 def _kept_and_moved(network: nn.Module, workload: Any) -> dict[str, float | Missing]:
-    return {**costs(network, workload), **traffic(network, workload, getattr(network, "mac_format", "fp32"))}
+    return {**costs(network, workload), **traffic(network, workload)}
 
 
 def _inference_only(network: nn.Module, workload: Workload) -> dict[str, float | Missing]:

@@ -12,6 +12,7 @@ from torch.nn import functional
 import datasets
 from datasets import Data, Split
 from kernels.model.calibration import Rows, as_matrix, channel_inputs
+from kernels.model.compressed_file import decode, encode
 from kernels.model.quantization.activation_aware_quantization import (
     ActivationAwareQuantization,
     searched_factors,
@@ -110,6 +111,11 @@ def test_at_eight_bits_factors_change_almost_nothing_and_are_counted(method):
     assert stored_bits(ours) - stored_bits(plain) == 32 * (2 + 6 + 6 + 64)
     held = sum(t.numel() for name, t in ours.state_dict().items() if name.endswith("factors"))
     assert held == 78 and not any(name.endswith("factors") for name in plain.state_dict())
+    for kept in (ours, plain):
+        restored = decode(encode(kept), network)
+        assert all(torch.equal(restored[i].weight, kept[i].weight) for i in (0, 2, 4, 6))
+    factors = len(encode(ours)) - len(encode(plain))
+    assert 4 * 78 <= factors < 4 * 78 + 20 if method == "awq" else factors == 0, "it divides the inputs"
     if method == "awq":  # what is decoded is the weight itself, nearly
         for i in (0, 2, 4, 6):
             assert torch.allclose(ours[i].weight, network[i].weight, atol=0.02)

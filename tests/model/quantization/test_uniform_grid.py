@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 import io
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from kernels.model.compressed_file import decode, encode
+from kernels.model.quantization.post_training_quantization import PostTrainingQuantization
 from kernels.model.quantization.uniform_grid import Grid, fit_grid, keep_codes, pack, unpack
 from kernels.model.transform import bake
 
@@ -87,6 +91,32 @@ def test_a_layer_keeps_codes_and_nothing_else(symmetric):
     torch.save(layer.state_dict(), saved)
     assert len(saved.getvalue()) < 64 * 32 * 4 / 2
     assert torch.equal(bake(copied).weight, layer.weight) and type(bake(layer)) is nn.Linear
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group", [None, 16, 20])
+def test_a_file_keeps_the_codes(symmetric, group):
+    """Groups of 16 divide the columns, those of 20 do not."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(64, 32, bias=False))
+    matrix = network[0].weight.detach().clone()
+    grid = fit_grid(matrix, 3, symmetric=symmetric, group=group)
+    keep_codes(network[0], "weight", grid.encode(matrix), grid)
+    file = encode(network)
+    assert torch.equal(decode(file, nn.Sequential(nn.Linear(64, 32, bias=False)))[0].weight, network[0].weight)
+    stored = network[0].parametrizations.weight[0].stored_bits(network[0].weight)
+    assert stored / 8 < len(file) < stored / 8 + 200, "nothing but codes, scales, zero points and a header"
+
+
+def test_a_file_keeps_one_grid_for_a_layer():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3))
+    method = PostTrainingQuantization(bits=8, inputs=0, granularity="tensor")
+    data = SimpleNamespace(train=SimpleNamespace(x=torch.randn(4, 3, 5, 5).numpy()))
+    kept = method.apply(network, data)
+    form = kept[0].parametrizations.weight[0].encoded(kept[0].weight)
+    assert [part.size for part in form.floats] == [1, 1, 0]
+    assert np.array_equal(form.values((8, 3, 3, 3)), kept[0].weight.detach().numpy())
 
 
 def test_recurrent_layers_compute_with_their_codes():

@@ -14,11 +14,11 @@ from sklearn.cluster import KMeans
 from torch import nn
 
 import datasets
+from kernels.model.batch_norm import fold
 from kernels.model.compressed_file import decode, encode
-from kernels.model.folding import fold
 from kernels.model.pruning.magnitude_pruning import MagnitudePruning
 from kernels.model.transform import bake, layer_weights
-from kernels.model.weight_sharing.k_means import k_means, nearest
+from kernels.model.weight_sharing.k_means import k_means, k_means_of_numbers, nearest
 from kernels.model.weight_sharing.weight_clustering import RandomSharing, WeightClustering, first_values
 from taxonomy.measure.figures import stored_bits
 
@@ -44,6 +44,23 @@ def test_k_means_is_that_of_scikit_learn(k, d, weighted):
     assert inertia(x, centres, labels, h) == pytest.approx(theirs.inertia_, rel=1e-9)
     assert np.array_equal(labels, theirs.labels_)
     np.testing.assert_allclose(centres, theirs.cluster_centers_, atol=1e-9)
+
+
+@pytest.mark.parametrize("k", [1, 2, 16, 300])
+def test_on_a_line_it_is_the_same(k):
+    """The last k is more than there are points: some centres have none, and stay."""
+    random = np.random.default_rng(k)
+    x, begin = random.normal(size=200), np.linspace(-3, 3, k)
+    centres, labels = k_means_of_numbers(x, begin)
+    theirs, of_theirs = k_means(x[:, None], begin[:, None])
+    assert np.array_equal(labels, of_theirs)
+    np.testing.assert_allclose(centres, theirs[:, 0], rtol=1e-12)
+
+
+def test_on_a_line_ties_go_to_the_lower_and_equal_numbers_stay_together():
+    centres, labels = k_means_of_numbers(np.array([1.0, 1.0, 0.0, 2.0]), np.array([0.0, 2.0]), iterations=0)
+    assert labels.tolist() == [0, 0, 0, 1] and centres.tolist() == [0.0, 2.0]
+    assert len(k_means_of_numbers(np.zeros(0), np.array([1.0]))[1]) == 0
 
 
 @settings(max_examples=40, deadline=None)
