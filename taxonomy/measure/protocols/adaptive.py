@@ -34,9 +34,10 @@ class AdaptiveProtocol(Protocol):
     multiply-accumulates alone, in FP32.
 
     A technique's settings may name the variants that are `timed`; workloads, too slow for more, on which the
-    `first_only` is measured; in how many `orders` it is taught, one where none has a part; and the parameter that is a `dial`, which may be turned while the network runs: one network is
-    then taught for all its values. The seed is the technique's own where it has one, else it draws the order of the
-    training items, which at 0 lie as they are. Timed is the technique as it stands.
+    `first_only` is measured; in how many `orders` it is taught, one where none has a part; and the parameter that is a
+    `dial`, which may be turned while the network runs: one network is then taught for all its values. The seed is the
+    technique's own where it has one, else it draws the order of the training items, which at 0 lie as they are. Timed
+    is the technique as it stands.
     """
 
     kind = "adaptive"
