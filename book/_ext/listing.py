@@ -33,11 +33,12 @@ def exploited(tx, argument):
     for node in tx.find(family=argument):
         if node.leaves:
             rows.setdefault((node.leaves, node.exploited_by), []).append(node)
-    lines = ["| technique | leaves | to be exploited by | measured together |", "|---|---|---|---|"]
+    lines = ["| technique | leaves | to be exploited by (and what was found) |", "|---|---|---|"]
     for (leaves, below), own in rows.items():
         edges = [edge for node in own for edge in tx.influences(source=node.id) if edge.relation == "influence"]
-        found = ", ".join(f"{{technique}}`{edge.target}` ({edge.verdict})" for edge in edges)
-        lines.append(f"| {_linked(node.id for node in own)} | {leaves} | {_linked(below)} | {found} |")
+        found = {edge.target: f" ({edge.verdict})" for edge in edges}
+        users = ", ".join(f"{{technique}}`{name}`{found.get(name, '')}" for name in dict.fromkeys([*below, *found]))
+        lines.append(f"| {_linked(node.id for node in own)} | {leaves} | {users} |")
     return lines if rows else []
 
 
