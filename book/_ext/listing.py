@@ -31,19 +31,14 @@ def exploited(tx, argument):
     """What a family's techniques leave to the levels below, who makes use of it, and what was measured of that."""
     rows = {}
     for node in tx.find(family=argument):
-        if node.leaves:
-            rows.setdefault((node.leaves, node.exploited_by), []).append(node)
-    lines = ["| technique | leaves | to be exploited by (and what was found) |", "|---|---|---|"]
-    for (leaves, below), own in rows.items():
-        edges = [edge for node in own for edge in tx.influences(source=node.id) if edge.relation == "influence"]
+        edges = [edge for edge in tx.influences(source=node.id) if edge.relation == "influence"]
         found = {edge.target: f" ({edge.verdict})" for edge in edges}
-        users = ", ".join(f"{{technique}}`{name}`{found.get(name, '')}" for name in dict.fromkeys([*below, *found]))
-        lines.append(f"| {_linked(node.id for node in own)} | {leaves} | {users} |")
+        users = [f"{{technique}}`{name}`{found.get(name, '')}" for name in dict.fromkeys([*node.exploited_by, *found])]
+        if node.leaves:  # what was found for one technique is not said of another that leaves the same
+            rows.setdefault((node.leaves, ", ".join(users)), []).append(f"{{technique}}`{node.id}`")
+    lines = ["| technique | leaves | to be exploited by (and what was found) |", "|---|---|---|"]
+    lines += [f"| {', '.join(own)} | {leaves} | {users} |" for (leaves, users), own in rows.items()]
     return lines if rows else []
-
-
-def _linked(ids):
-    return ", ".join(f"{{technique}}`{name}`" for name in ids)
 
 
 def metrics(tx, argument):

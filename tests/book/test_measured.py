@@ -7,6 +7,7 @@ import measured
 import notebooks
 import pytest
 
+import taxonomy
 from taxonomy.charts.traces import effect
 
 ROWS = [
@@ -97,3 +98,14 @@ def test_the_plain_record_answers_where_others_only_add_a_condition():
     assert not measured._plain([other, {**plain, "parameters": {"bits": 8, "es": 1}}])
     assert measured._plain([two, encode]) == []
     assert measured._plain([plain, held(bits=4, elements=9)]) == []
+
+
+def test_what_was_found_for_one_technique_is_not_said_of_another_that_leaves_the_same():
+    """Filter pruning and group sparsity leave the same; only the first was measured with im2col."""
+    rows = notebooks.in_words("```{listing} exploited pruning\n```").splitlines()
+    (measured,) = [row for row in rows if row.startswith("| Filter pruning |")]
+    (other,) = [row for row in rows if row.startswith("| Group sparsity |")]
+    verdict = taxonomy.load().influences("filter-pruning", "im2col")[0].verdict
+    assert f"({verdict})" in measured and "(" not in other.split("|")[3]
+    alike = next(row for row in rows if "Lottery ticket" in row)
+    assert "Movement pruning" in alike  # one row for those that nothing tells apart
